@@ -1,0 +1,418 @@
+//! Throwaway clusters: initdb, start, stop, kill, connect, read the log, and leave nothing behind.
+//!
+//! Owns a cluster's directory and its postmaster. Never listens on TCP: the socket lies in the cluster's own
+//! directory, which only its server's user (and root) may enter, so trust authentication trusts nobody else.
+//!
+//! Why not a crate: pgtemp 0.7 listens on TCP and cannot kill or restart its server, postgresql_embedded and
+//! pg-embed download servers and run them as the current user, who is root here; none takes all of our cases.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{anyhow, bail, Context, Result};
+use nix::sys::signal::Signal;
+use postgres::{Client, Config, NoTls};
+
+use crate::database::Database;
+use crate::os_user::ServerUser;
+use crate::pg_tree::PgTree;
+use crate::processes;
+use crate::wait::{poll, wait_until};
+
+/// Socket paths are limited to 107 bytes, so clusters lie here and not under a TMPDIR of any length.
+const BASE: &str = "/tmp";
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+const LOG_TAIL_LINES: usize = 60;
+
+/// Takes the cluster away when the process that made it ends, in whatever way: it reads from a pipe that only
+/// that process holds open, so a test that is killed leaves no server behind. `keep` on the pipe dismisses it.
+const CLEANUP: &str = r#"
+read -r word
+[ "$word" = keep ] && exit 0
+pid_file="$1/data/postmaster.pid"
+if [ -e "$pid_file" ]; then
+    pid=$(head -n 1 "$pid_file")
+    kill -QUIT "$pid" 2>/dev/null
+    tries=0
+    while [ -e "$pid_file" ] && kill -0 "$pid" 2>/dev/null && [ $tries -lt 100 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    [ $tries -lt 100 ] || kill -KILL "$pid" 2>/dev/null
+fi
+rm -rf "$1"
+"#;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Ends sessions, writes a checkpoint.
+    Fast,
+    /// Drops everything; the next start recovers from the WAL.
+    Immediate,
+}
+
+/// What a cluster is made with.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    conf: Vec<(String, String)>,
+    preload: bool,
+    durable: bool,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self { conf: Vec::new(), preload: true, durable: false }
+    }
+}
+
+impl ClusterOptions {
+    /// A line for postgresql.conf; it wins over the harness's own.
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.conf.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Leaves pg_queue out of shared_preload_libraries.
+    pub fn without_preload(mut self) -> Self {
+        self.preload = false;
+        self
+    }
+
+    /// Leaves fsync on. Off, killing any process loses nothing (the kernel has the pages); only a machine that
+    /// dies does, and no test makes one die.
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    pub fn start(self) -> Result<Cluster> {
+        self.start_on(PgTree::from_env()?)
+    }
+
+    pub fn start_on(self, tree: PgTree) -> Result<Cluster> {
+        Cluster::create(tree, ServerUser::detect()?, &self)
+    }
+
+    fn conf_text(&self, directory: &Path) -> String {
+        let directory = directory.display().to_string();
+        let mut lines: Vec<(&str, &str)> = vec![
+            ("listen_addresses", ""),
+            ("unix_socket_directories", &directory),
+            ("timezone", "UTC"),
+            ("log_timezone", "UTC"),
+            ("log_line_prefix", "%m [%p] %q%u@%d "),
+            // Tests run many sessions, and many databases of which each has a worker.
+            ("max_connections", "100"),
+            ("max_worker_processes", "64"),
+            ("max_prepared_transactions", "20"),
+            ("shared_buffers", "32MB"),
+        ];
+        if self.preload {
+            lines.push(("shared_preload_libraries", "pg_queue"));
+        }
+        if !self.durable {
+            lines.push(("fsync", "off"));
+        }
+        lines.extend(self.conf.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        lines.iter().map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect()
+    }
+}
+
+/// One cluster and its server. Dropping it stops the server and deletes the directory.
+pub struct Cluster {
+    pub tree: PgTree,
+    pub user: ServerUser,
+    directory: PathBuf,
+    postmaster: Mutex<Option<Child>>,
+    /// The process that runs [`CLEANUP`]; None once it is done or dismissed.
+    cleanup: Mutex<Option<Child>>,
+    databases: AtomicU32,
+}
+
+impl Cluster {
+    /// A cluster with pg_queue preloaded, on the PostgreSQL that `cargo xtask test` prepared.
+    pub fn start_new() -> Result<Self> {
+        ClusterOptions::default().start()
+    }
+
+    fn create(tree: PgTree, user: ServerUser, options: &ClusterOptions) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("pgq-")
+            .tempdir_in(BASE)
+            .with_context(|| format!("cannot make a directory in {BASE}"))?
+            .keep();
+        let cleanup = Command::new("sh")
+            .args(["-c", CLEANUP, "pg_queue-cleanup"])
+            .arg(&directory)
+            .stdin(Stdio::piped())
+            .process_group_of_its_own()
+            .spawn()
+            .context("cannot start sh")?;
+        let cluster = Self {
+            tree,
+            user,
+            directory,
+            postmaster: Mutex::new(None),
+            cleanup: Mutex::new(Some(cleanup)),
+            databases: AtomicU32::new(0),
+        };
+        cluster.user.own(&cluster.directory)?;
+        cluster.initdb()?;
+        let conf = cluster.data().join("postgresql.auto.conf");
+        fs::write(&conf, options.conf_text(&cluster.directory))
+            .with_context(|| format!("cannot write {}", conf.display()))?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    fn initdb(&self) -> Result<()> {
+        let output = self
+            .user
+            .command(self.tree.program("initdb"))
+            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(self.data())
+            .output()
+            .with_context(|| format!("cannot run initdb of {}", self.tree.version))?;
+        if !output.status.success() {
+            bail!(
+                "initdb of {} failed ({}): {}{}",
+                self.tree.version,
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+
+    /// Where the socket lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// The whole log, over all starts.
+    pub fn log(&self) -> String {
+        fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+    }
+
+    pub fn config(&self, database: &str) -> Config {
+        let mut config = Client::configure();
+        config
+            .host_path(&self.directory)
+            .user("postgres")
+            .dbname(database)
+            .application_name("pg_queue-harness");
+        config
+    }
+
+    pub fn connect(&self, database: &str) -> Result<Client> {
+        self.config(database).connect(NoTls).with_context(|| format!("cannot connect to database {database}"))
+    }
+
+    /// A database of its own with the extension in it, dropped with the handle.
+    pub fn create_database(&self) -> Result<Database<'_>> {
+        let database = self.create_bare_database()?;
+        database
+            .connect()?
+            .batch_execute("CREATE EXTENSION pg_queue")
+            .context("cannot create extension pg_queue")?;
+        Ok(database)
+    }
+
+    /// The same without the extension.
+    pub fn create_bare_database(&self) -> Result<Database<'_>> {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed) + 1);
+        self.connect("postgres")?
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .with_context(|| format!("cannot create database {name}"))?;
+        Ok(Database { cluster: self, name })
+    }
+
+    /// Starts the server and returns when it takes connections.
+    pub fn start(&self) -> Result<()> {
+        let mut postmaster = lock(&self.postmaster);
+        if postmaster.is_some() {
+            bail!("the server of {} is started already", self.directory.display());
+        }
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .with_context(|| format!("cannot open {}", self.log_path().display()))?;
+        let child = self
+            .user
+            .command(self.tree.program("postgres"))
+            .arg("-D")
+            .arg(self.data())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share the log file")?)
+            .stderr(log)
+            .process_group_of_its_own()
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.tree.program("postgres").display()))?;
+        let child = postmaster.insert(child);
+        let outcome = poll(START_LIMIT, || match child.try_wait() {
+            Ok(None) => self.config("postgres").connect(NoTls).ok().map(|_| Ok(())),
+            Ok(Some(status)) => Some(Err(anyhow!("the server ended at its start ({status})"))),
+            Err(error) => Some(Err(anyhow!(error).context("cannot look after the server"))),
+        });
+        match outcome {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => {
+                *postmaster = None;
+                Err(error.context(format!("log of the server:\n{}", self.log_tail())))
+            }
+            None => Err(anyhow!(
+                "the server took no connection within {} s; its log:\n{}",
+                START_LIMIT.as_secs(),
+                self.log_tail()
+            )),
+        }
+    }
+
+    pub fn stop(&self, mode: StopMode) -> Result<()> {
+        let signal = match mode {
+            StopMode::Fast => Signal::SIGINT,
+            StopMode::Immediate => Signal::SIGQUIT,
+        };
+        let mut child = lock(&self.postmaster).take().ok_or_else(|| anyhow!("the server does not run"))?;
+        processes::send(child.id(), signal)?;
+        if poll(STOP_LIMIT, || child.try_wait().transpose()).is_none() {
+            child.kill().context("cannot kill the server")?;
+            child.wait().context("cannot wait for the server")?;
+            bail!(
+                "the server did not stop ({mode:?}) within {} s and was killed; its log:\n{}",
+                STOP_LIMIT.as_secs(),
+                self.log_tail()
+            );
+        }
+        Ok(())
+    }
+
+    pub fn restart(&self, mode: StopMode) -> Result<()> {
+        self.stop(mode)?;
+        self.start()
+    }
+
+    pub fn postmaster_pid(&self) -> Result<u32> {
+        lock(&self.postmaster).as_ref().map(Child::id).ok_or_else(|| anyhow!("the server does not run"))
+    }
+
+    /// SIGKILLs the postmaster alone; its children notice and end by themselves. Returns when all have.
+    pub fn kill_postmaster(&self) -> Result<()> {
+        self.kill(false)
+    }
+
+    /// SIGKILLs the postmaster and all its children at one go: nobody gets to clean up anything.
+    pub fn kill_all(&self) -> Result<()> {
+        self.kill(true)
+    }
+
+    fn kill(&self, children_too: bool) -> Result<()> {
+        let mut child = lock(&self.postmaster).take().ok_or_else(|| anyhow!("the server does not run"))?;
+        // Stopped, the postmaster starts no child that we would not know of.
+        processes::send(child.id(), Signal::SIGSTOP)?;
+        let children = processes::descendants(child.id());
+        child.kill().context("cannot kill the postmaster")?;
+        if children_too {
+            for pid in &children {
+                processes::send(*pid, Signal::SIGKILL)?;
+            }
+        }
+        child.wait().context("cannot wait for the postmaster")?;
+        // A server cannot start while a process of the old one holds the shared memory.
+        match poll(STOP_LIMIT, || (!children.iter().any(|pid| processes::is_running(*pid))).then_some(())) {
+            Some(()) => Ok(()),
+            None => bail!("server processes outlived their postmaster by {} s", STOP_LIMIT.as_secs()),
+        }
+    }
+
+    /// SIGKILLs one backend (or worker) of this cluster. The postmaster then restarts all of them: returns when
+    /// the server takes connections again.
+    pub fn kill_backend(&self, pid: i32) -> Result<()> {
+        let postmaster = self.postmaster_pid()?;
+        let pid = u32::try_from(pid).context("a PID is positive")?;
+        if !processes::descendants(postmaster).contains(&pid) {
+            bail!("process {pid} is none of this cluster's");
+        }
+        let crashes = || self.log().matches("all server processes terminated; reinitializing").count();
+        let before = crashes();
+        processes::send(pid, Signal::SIGKILL)?;
+        poll(START_LIMIT, || (crashes() > before && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
+            || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
+        )
+    }
+
+    /// Returns when the log, from `from` bytes on, holds `text`.
+    #[track_caller]
+    pub fn wait_for_log(&self, from: usize, text: &str) {
+        wait_until(&format!("the log says {text:?}"), || {
+            self.log().get(from..).is_some_and(|log| log.contains(text))
+        });
+    }
+
+    /// Leaves the server running and the directory in place when this handle, or the process, ends.
+    pub fn keep(&self) -> Result<()> {
+        if let Some(mut cleanup) = lock(&self.cleanup).take() {
+            let mut pipe = cleanup.stdin.take().ok_or_else(|| anyhow!("the clean-up process has no pipe"))?;
+            pipe.write_all(b"keep\n").context("cannot dismiss the clean-up process")?;
+            drop(pipe);
+            cleanup.wait().context("cannot wait for the clean-up process")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of {}, last lines:\n{}", self.tree.version, self.log_tail());
+        }
+        let Some(mut cleanup) = lock(&self.cleanup).take() else { return };
+        if lock(&self.postmaster).is_some() {
+            if let Err(error) = self.stop(StopMode::Immediate) {
+                eprintln!("{error:#}");
+            }
+        }
+        drop(cleanup.stdin.take());
+        if let Err(error) = cleanup.wait() {
+            eprintln!("cannot wait for the clean-up of {}: {error}", self.directory.display());
+        }
+    }
+}
+
+/// A poisoned lock only says that another thread's test failed; the child in it is still ours to end.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Ctrl-C in a terminal reaches the foreground group; server and clean-up must outlive it to end in order.
+trait OwnGroup {
+    fn process_group_of_its_own(&mut self) -> &mut Self;
+}
+
+impl OwnGroup for Command {
+    fn process_group_of_its_own(&mut self) -> &mut Self {
+        std::os::unix::process::CommandExt::process_group(self, 0)
+    }
+}

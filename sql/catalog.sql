@@ -1,0 +1,40 @@
+-- The extension's own schemas and tables. Functions are in functions.sql.
+
+CREATE SCHEMA queue;
+COMMENT ON SCHEMA queue IS 'pg_queue: one table for each queue, named like it';
+CREATE SCHEMA queue_archive;
+COMMENT ON SCHEMA queue_archive IS 'pg_queue: one table for each queue''s archive';
+CREATE SCHEMA queue_catalog;
+COMMENT ON SCHEMA queue_catalog IS 'pg_queue: settings and state, written by the extension only';
+-- Reveals nothing: what is in these schemas has its own grants.
+GRANT USAGE ON SCHEMA queue, queue_archive TO PUBLIC;
+
+CREATE TABLE queue_catalog.queue (
+    queue pg_catalog.regclass PRIMARY KEY,
+    archive pg_catalog.regclass NOT NULL UNIQUE,
+    visibility_timeout pg_catalog.interval NOT NULL,
+    max_deliveries pg_catalog.int8 NOT NULL,
+    dead_letter_queue pg_catalog.regclass,
+    retry_delay pg_catalog.interval NOT NULL,
+    retry_backoff pg_catalog.float8 NOT NULL,
+    retry_delay_max pg_catalog.interval NOT NULL,
+    retry_jitter pg_catalog.float8 NOT NULL,
+    require_lease pg_catalog.bool NOT NULL,
+    paused pg_catalog.bool NOT NULL DEFAULT false,
+    created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE queue_catalog.queue IS 'the queues and their settings; changed by queue_create, queue_alter, queue_drop, queue_pause and queue_resume';
+COMMENT ON COLUMN queue_catalog.queue.queue IS 'the queue''s table';
+COMMENT ON COLUMN queue_catalog.queue.archive IS 'its archive''s table';
+COMMENT ON COLUMN queue_catalog.queue.dead_letter_queue IS 'the table of its dead-letter queue, null for none';
+SELECT pg_catalog.pg_extension_config_dump('queue_catalog.queue', '');
+
+CREATE TABLE queue_catalog.prepared (
+    queue pg_catalog.regclass NOT NULL,
+    msg_id pg_catalog.int8 NOT NULL
+);
+COMMENT ON TABLE queue_catalog.prepared IS 'what prepared transactions sent: for each queue the lowest message id; read and deleted by the worker once they are committed';
+
+CREATE FUNCTION queue.on_change() RETURNS pg_catalog.trigger
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_on_change';
+COMMENT ON FUNCTION queue.on_change() IS 'the trigger on every queue''s table: tells the dispatcher, at commit, of rows that plain SQL wrote';

@@ -1,0 +1,234 @@
+//! Loading: how what is in the heap without a slot gets one. Owns marks and horizons while a load runs.
+//!
+//! The order is the whole point. **First** a load is begun here, under the lock; **then** its caller takes a
+//! snapshot and walks the primary key from the mark. Whoever commits before the snapshot is seen by the walk;
+//! whoever publishes after the load began either gets a slot at once or lowers `redo`, and the next load begins
+//! there. So no message falls between the snapshot and the publish. A scan for what is due later does the same
+//! with the horizon: raise it first, then the snapshot.
+
+use crate::arena::{Arena, QueueRef};
+use crate::slot::Row;
+use crate::{Effects, Now, NEVER_US, NIL, NO_MARK};
+
+/// How long before the first message beyond the horizon is due somebody scans for it, microseconds.
+pub const SCAN_LEAD_US: i64 = 5_000_000;
+
+/// How far the horizon is raised beyond the present by a scan, microseconds.
+pub const HORIZON_US: i64 = 60_000_000;
+
+/// How soon a scan that found no room is tried again, microseconds.
+pub(crate) const SCAN_AGAIN_US: i64 = 200_000;
+
+/// When to scan for a message that is due at `visible_at_us` (wall clock), on the clock that never jumps.
+pub(crate) fn scan_time_us(visible_at_us: i64, now: Now) -> i64 {
+    now.mono_of(visible_at_us.saturating_sub(SCAN_LEAD_US))
+}
+
+/// Whether a load may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadStart {
+    /// Walk the primary key from this id. [`Arena::load_end`] must follow, whatever happens.
+    From(i64),
+    /// All is tracked.
+    Nothing,
+    /// Another backend loads.
+    Busy,
+    /// There is a mark, but the window is full of ready messages.
+    Full,
+}
+
+/// Whether a scan for what is due may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanStart {
+    /// Scan `visible_at` in `(after, until]`, wall clock. [`Arena::scan_end`] must follow.
+    Range {
+        /// The horizon as it was.
+        after_us: i64,
+        /// The horizon as it is now.
+        until_us: i64,
+    },
+    /// Nothing is due soon.
+    Nothing,
+    /// Another backend loads.
+    Busy,
+}
+
+/// What became of one row of a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadRow {
+    /// It has a slot, or needs none yet.
+    Known,
+    /// There is no room: stop here.
+    Full,
+}
+
+impl Arena<'_> {
+    /// Begins a load by backend `loader`.
+    pub fn load_begin(&mut self, queue: QueueRef, loader: u32) -> LoadStart {
+        let Some(q) = self.index_of(queue) else { return LoadStart::Nothing };
+        if self.queues[q as usize].loader != NIL {
+            return LoadStart::Busy;
+        }
+        if self.queues[q as usize].mark == NO_MARK {
+            self.queues[q as usize].load_wanted = false;
+            return LoadStart::Nothing;
+        }
+        if !self.window_has_room(q) {
+            return LoadStart::Full;
+        }
+        let record = &mut self.queues[q as usize];
+        record.load_wanted = false;
+        record.loader = loader;
+        record.is_scanning = false;
+        record.redo = NO_MARK;
+        record.redo_horizon_us = NEVER_US;
+        let mark = record.mark;
+        self.hunger_end(q);
+        LoadStart::From(mark)
+    }
+
+    /// One row of the walk or scan, in its order.
+    pub fn load_row(&mut self, queue: QueueRef, row: Row, now: Now, fx: &mut Effects) -> LoadRow {
+        let Some(q) = self.index_of(queue) else { return LoadRow::Full };
+        if self.find(q, row.msg_id) != NIL {
+            return LoadRow::Known;
+        }
+        let record = &self.queues[q as usize];
+        if let Some(due_us) = row.due_us(now) {
+            if row.msg_id >= record.redo {
+                // The row may have been changed since this snapshot; the next load begins no later than here.
+                return LoadRow::Known;
+            }
+            let is_scanning = record.is_scanning;
+            let is_near = row.visible_at_us.is_some_and(|at| at <= record.horizon_us);
+            let is_tracked = self.publish_delayed(q, row, due_us, now, fx);
+            // A load goes on: what is due later must not keep what is due out, and the horizon covers it.
+            return if is_tracked || !is_near || !is_scanning { LoadRow::Known } else { LoadRow::Full };
+        }
+        let is_exhausted = record.policy.is_exhausted(row.count);
+        let has_window = self.window_has_room(q);
+        let slot = self.track(q, row);
+        if slot != NIL {
+            self.file_ready_quietly(slot, fx);
+            return LoadRow::Known;
+        }
+        if is_exhausted || has_window {
+            self.hunger_begin(q, is_exhausted && self.exhausted_is_full(q));
+        }
+        LoadRow::Full
+    }
+
+    fn exhausted_is_full(&self, q: u32) -> bool {
+        self.queues[q as usize].exhausted_len >= self.head.config.window
+    }
+
+    /// Ends a load: `stopped_at` is the first id that was not looked at, [`NO_MARK`] when the walk reached the
+    /// end. Wakes who waits for it.
+    pub fn load_end(&mut self, queue: QueueRef, loader: u32, stopped_at: i64, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let record = &mut self.queues[q as usize];
+        debug_assert!(record.loader != loader || !record.is_scanning);
+        if record.loader != loader || record.is_scanning {
+            return;
+        }
+        record.mark = stopped_at.min(record.redo);
+        record.horizon_us = record.horizon_us.min(record.redo_horizon_us);
+        self.loader_leaves(q, fx);
+    }
+
+    /// Ends whatever load or scan backend `loader` has begun as if it had done nothing: for its abort callback.
+    pub fn load_abort(&mut self, queue: QueueRef, loader: u32, now: Now, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let record = &self.queues[q as usize];
+        if record.loader != loader {
+            return;
+        }
+        if record.is_scanning {
+            let (reached_us, beyond_us) = (record.scan_horizon_us, record.scan_beyond_us);
+            self.scan_end(queue, loader, reached_us, beyond_us, now, fx);
+        } else {
+            self.load_end(queue, loader, record.mark, fx);
+        }
+    }
+
+    fn loader_leaves(&mut self, q: u32, fx: &mut Effects) {
+        let record = &mut self.queues[q as usize];
+        record.loader = NIL;
+        record.is_scanning = false;
+        record.loads = record.loads.wrapping_add(1);
+        let is_asked = record.load_wanted && record.mark != NO_MARK;
+        self.wake_rest(q, fx);
+        self.room_made(fx); // for others, if this load did not need it
+        if is_asked {
+            self.worker_wanted(q, fx); // it may have looked while this load ran
+        }
+    }
+
+    /// Begins a scan for what is due within [`HORIZON_US`], if the first message beyond the horizon is due
+    /// within [`SCAN_LEAD_US`]. Raises the horizon.
+    pub fn scan_begin(&mut self, queue: QueueRef, loader: u32, now: Now) -> ScanStart {
+        let Some(q) = self.index_of(queue) else { return ScanStart::Nothing };
+        let has_room = self.window_has_room(q);
+        let record = &mut self.queues[q as usize];
+        if record.beyond_us > now.wall_us.saturating_add(SCAN_LEAD_US) || !has_room {
+            return ScanStart::Nothing;
+        }
+        if record.loader != NIL {
+            return ScanStart::Busy;
+        }
+        record.loader = loader;
+        record.is_scanning = true;
+        record.redo = NO_MARK;
+        record.redo_horizon_us = NEVER_US;
+        record.scan_horizon_us = record.horizon_us;
+        record.scan_beyond_us = record.beyond_us;
+        record.beyond_us = NEVER_US;
+        let after_us = record.horizon_us.min(now.wall_us);
+        let until_us = now.wall_us.saturating_add(HORIZON_US).max(record.horizon_us);
+        record.horizon_us = until_us;
+        ScanStart::Range { after_us, until_us }
+    }
+
+    /// Ends a scan: everything due up to `reached_us` has a slot; the first message due after that is due at
+    /// `beyond_us` ([`NEVER_US`] when there is none).
+    pub fn scan_end(
+        &mut self,
+        queue: QueueRef,
+        loader: u32,
+        reached_us: i64,
+        beyond_us: i64,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let Some(q) = self.index_of(queue) else { return };
+        let record = &mut self.queues[q as usize];
+        debug_assert!(record.loader != loader || record.is_scanning);
+        if record.loader != loader || !record.is_scanning {
+            return;
+        }
+        record.mark = record.mark.min(record.redo);
+        record.horizon_us = reached_us.min(record.redo_horizon_us);
+        record.beyond_us = record.beyond_us.min(beyond_us);
+        let next_us = record.beyond_us;
+        // What had no room for waiting comes in when it is due.
+        let is_full = record.redo_horizon_us != NEVER_US;
+        self.loader_leaves(q, fx);
+        if next_us != NEVER_US {
+            let at_us = if is_full { now.mono_of(next_us) } else { scan_time_us(next_us, now) };
+            // Not at once again: what had no room has to wait until room was made.
+            self.worker_wanted_at(q, at_us.max(now.mono_us.saturating_add(SCAN_AGAIN_US)), fx);
+        }
+    }
+
+    /// How many loads have ended: a caller that saw a different number before knows that one did.
+    pub fn loads(&self, queue: QueueRef) -> u32 {
+        self.index_of(queue).map_or(0, |q| self.queues[q as usize].loads)
+    }
+
+    /// Asks the worker to load, for one that must not do so itself.
+    pub fn load_ask(&mut self, queue: QueueRef, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        self.queues[q as usize].load_wanted = true;
+        self.worker_wanted(q, fx);
+    }
+}

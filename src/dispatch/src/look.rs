@@ -1,0 +1,43 @@
+//! Questions that change nothing: what a sleeper must know before it sleeps.
+
+use crate::arena::{Arena, QueueRef};
+use crate::{tree, Now, NEVER_US, NIL, NO_MARK};
+
+/// A sleeper under a mark looks again after this long even if nobody wakes it. Room that is made wakes the hungry
+/// ([`Arena::room_made`]), but room that could be had by evicting, and a worker that was asked and is gone, do not.
+const LOOK_AGAIN_US: i64 = 1_000_000;
+
+impl Arena<'_> {
+    /// Whether reads of the queue return nothing.
+    pub fn is_paused(&self, queue: QueueRef) -> bool {
+        self.index_of(queue).is_some_and(|q| self.queues[q as usize].policy.paused)
+    }
+
+    /// When a reader of the queue has to look again without being woken: at once if something is ready (or the
+    /// reference is stale), else when the next message is due. On the clock that never jumps.
+    pub fn next_event_us(&self, queue: QueueRef, now: Now) -> i64 {
+        let Some(q) = self.index_of(queue) else { return now.mono_us };
+        let record = &self.queues[q as usize];
+        if record.policy.paused {
+            return NEVER_US;
+        }
+        if record.ready_len > 0 {
+            return now.mono_us;
+        }
+        let mut next_us = NEVER_US;
+        let first = tree::first(self.slots, record.timed);
+        if first != NIL {
+            next_us = self.slots[first as usize].deadline_us;
+        }
+        if record.beyond_us != NEVER_US {
+            // Whoever is due was scanned for by then; if there was no room, it is looked at again and again.
+            let again_us = now.mono_us.saturating_add(LOOK_AGAIN_US);
+            let due_us = now.mono_of(record.beyond_us);
+            next_us = next_us.min(if due_us > now.mono_us { due_us } else { again_us });
+        }
+        if record.mark != NO_MARK {
+            next_us = next_us.min(now.mono_us.saturating_add(LOOK_AGAIN_US));
+        }
+        next_us
+    }
+}

@@ -1,0 +1,468 @@
+//! Publishing and taking: how a message becomes known, and how it goes out. Owns the lease's beginning and its
+//! undoing; what ends it well is in `finish`.
+
+use crate::arena::{Arena, QueueRef};
+use crate::policy::backoff_us;
+use crate::slot::{Row, State, Tid};
+use crate::tree::{self, Order};
+use crate::{Effects, Now, NIL, NO_MARK};
+
+/// What a committed transaction did to a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Inserted it: whoever tracks the message already knows more.
+    Insert,
+    /// Updated it: where it lies and when it is due may have changed.
+    Update,
+}
+
+/// Who takes, until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    /// End of the lease, on the clock that never jumps.
+    pub until_us: i64,
+    /// The backend in whose transaction the lease is open.
+    pub owner: u32,
+    /// Its process id.
+    pub pid: u32,
+}
+
+/// A message that was taken: where to find its row, and what holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// The message.
+    pub msg_id: i64,
+    /// The lease that this delivery was given.
+    pub lease_id: i64,
+    /// Where its row was when last heard of.
+    pub tid: Tid,
+    /// Deliveries, this one included.
+    pub count: u32,
+}
+
+/// What the row, once fetched, made of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It goes out; this is its delivery count.
+    Deliver(u32),
+    /// It does not: it is not due yet, had its last delivery, or the lease was lost meanwhile.
+    Withdrawn,
+}
+
+impl Arena<'_> {
+    /// Makes a committed row known. Called after its transaction became visible to others, in the transaction's
+    /// own COMMIT callback: so possibly late, after others have loaded, taken or even finished the message. That
+    /// is why it never overrules a slot beyond what the row says, and why a reader verifies what it takes.
+    pub fn publish(&mut self, queue: QueueRef, row: Row, change: Change, now: Now, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let slot = self.find(q, row.msg_id);
+        if slot != NIL {
+            self.touch(slot, row, change, now, fx);
+            return;
+        }
+        if let Some(due_us) = row.due_us(now) {
+            self.publish_delayed(q, row, due_us, now, fx);
+            return;
+        }
+        let record = &self.queues[q as usize];
+        if record.loader == NIL && row.msg_id >= record.mark {
+            self.announce_mark(q, fx); // whoever wakes finds the mark and loads
+            return;
+        }
+        let slot = self.track(q, row);
+        if slot == NIL {
+            self.mark_lower(q, row.msg_id);
+            self.announce_mark(q, fx);
+        } else {
+            self.file_ready(slot, fx);
+        }
+    }
+
+    /// Publishes what the transaction that sent it has also read: it comes into the world leased. If a load was
+    /// faster, the lease is given to what it found, unless that has been delivered to another already.
+    pub fn publish_leased(
+        &mut self,
+        queue: QueueRef,
+        row: Row,
+        lease_id: i64,
+        lease: Lease,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let Some(q) = self.index_of(queue) else { return };
+        let mut slot = self.find(q, row.msg_id);
+        if slot != NIL {
+            let record = &self.slots[slot as usize];
+            if !matches!(record.state(), State::Ready | State::Exhausted) || record.lease_id != 0 {
+                return;
+            }
+            self.unfile(slot);
+        } else {
+            slot = self.alloc(q, row.msg_id);
+            if slot == NIL {
+                // The reader's finish will find it untracked; until then it may be delivered again.
+                self.mark_lower(q, row.msg_id);
+                self.announce_mark(q, fx);
+                return;
+            }
+            self.describe(slot, row);
+        }
+        let record = &mut self.slots[slot as usize];
+        record.count = record.count.max(row.count.saturating_add(1));
+        record.lease_id = lease_id;
+        record.leased_at_us = now.mono_us;
+        record.pid = lease.pid;
+        self.file_leased(slot, lease.until_us, fx);
+    }
+
+    /// A message that will be visible later. True if it is tracked.
+    pub(crate) fn publish_delayed(
+        &mut self,
+        q: u32,
+        row: Row,
+        due_us: i64,
+        now: Now,
+        fx: &mut Effects,
+    ) -> bool {
+        let visible_at_us = row.visible_at_us.unwrap_or(now.wall_us);
+        let record = &mut self.queues[q as usize];
+        if visible_at_us > record.horizon_us {
+            if visible_at_us < record.beyond_us {
+                record.beyond_us = visible_at_us; // while a scan runs, it counts from what the scan finds
+                self.worker_wanted_at(q, crate::load::scan_time_us(visible_at_us, now), fx);
+            }
+            return false;
+        }
+        let slot = self.alloc_delayed(q, row.msg_id);
+        if slot == NIL {
+            self.horizon_lower(q, visible_at_us);
+            self.worker_wanted_at(q, due_us, fx);
+            return false;
+        }
+        self.describe(slot, row);
+        self.file_delayed(slot, due_us, fx);
+        true
+    }
+
+    /// Gives a visible message a slot, if the queue may have one; it is to be filed. Returns it, or NIL.
+    pub(crate) fn track(&mut self, q: u32, row: Row) -> u32 {
+        let record = &self.queues[q as usize];
+        let has_room = if record.policy.is_exhausted(row.count) {
+            record.exhausted_len < self.head.config.window
+        } else {
+            self.window_has_room(q)
+        };
+        let slot = if has_room { self.alloc(q, row.msg_id) } else { NIL };
+        if slot != NIL {
+            self.describe(slot, row);
+        }
+        slot
+    }
+
+    pub(crate) fn describe(&mut self, slot: u32, row: Row) {
+        let record = &mut self.slots[slot as usize];
+        record.set_tid(row.tid);
+        record.count = row.count;
+        record.row_count = row.count;
+    }
+
+    /// A change of a tracked row is published. Two changes of one row may be published in the wrong order: a
+    /// transaction is visible before its callback runs, so another may change the row again and publish that
+    /// first. Hence a change never makes a message wait longer than it does already: whoever takes it too early
+    /// reads the row and puts it off ([`Arena::settle`]); one that was put off by mistake would be lost.
+    fn touch(&mut self, slot: u32, row: Row, change: Change, now: Now, fx: &mut Effects) {
+        let record = &mut self.slots[slot as usize];
+        let state = record.state();
+        if matches!(state, State::Leased | State::Pinned) {
+            record.is_touched = true;
+        }
+        if change == Change::Insert {
+            return;
+        }
+        record.set_tid(row.tid);
+        // Lowered by hand (an exhausted message gets another chance), or else what was not written yet stays.
+        let is_lowered = row.count < record.row_count && !matches!(state, State::Leased | State::Pinned);
+        record.count = if is_lowered { row.count } else { record.count.max(row.count) };
+        record.row_count = row.count;
+        let count = record.count;
+        match state {
+            State::Delayed => {
+                let deadline_us = record.deadline_us;
+                self.unfile(slot);
+                match row.due_us(now) {
+                    Some(due_us) => self.file_delayed(slot, due_us.min(deadline_us), fx),
+                    None => self.file_ready(slot, fx),
+                }
+            }
+            State::Ready | State::Exhausted => {
+                let q = self.slots[slot as usize].queue;
+                let is_exhausted = self.queues[q as usize].policy.is_exhausted(count);
+                if is_exhausted != (state == State::Exhausted) {
+                    self.unfile(slot);
+                    self.file_ready(slot, fx);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Files a pinned slot as its row says: ready, delayed, or (beyond the horizon, or where delayed messages
+    /// have no room) not at all. What the row does not know keeps its slot.
+    pub(crate) fn file_as_row(&mut self, slot: u32, row: Row, now: Now, fx: &mut Effects) {
+        let record = &self.slots[slot as usize];
+        let (q, is_evictable) = (record.queue, record.is_evictable());
+        let (Some(due_us), Some(visible_at_us)) = (row.due_us(now), row.visible_at_us) else {
+            return self.file_ready(slot, fx);
+        };
+        let queue = &self.queues[q as usize];
+        let is_near = visible_at_us <= queue.horizon_us && queue.delayed_len < self.head.config.window;
+        if is_near || !is_evictable {
+            self.file_delayed(slot, due_us, fx);
+        } else {
+            self.free(slot);
+            self.publish_delayed(q, row, due_us, now, fx);
+            self.room_made(fx);
+        }
+    }
+
+    /// A slot whose row was not there when it was looked for, or was deleted: freed, unless a row with this id
+    /// was published since. Then nothing is known but that.
+    pub(crate) fn free_unless_touched(&mut self, slot: u32, fx: &mut Effects) {
+        let record = &mut self.slots[slot as usize];
+        let q = record.queue;
+        let (is_touched, tid) = (record.is_touched, record.tid());
+        let is_dying = self.queues[q as usize].is_dying;
+        if is_touched && !is_dying {
+            self.forget(slot);
+            self.slots[slot as usize].set_tid(tid);
+            self.file_ready(slot, fx);
+        } else {
+            self.free(slot);
+            self.room_made(fx);
+        }
+    }
+
+    /// Nothing is known of a slot's message but that it may be there.
+    fn forget(&mut self, slot: u32) {
+        let record = &mut self.slots[slot as usize];
+        record.count = 0;
+        record.row_count = 0;
+        record.returned = 0;
+        record.lease_id = 0;
+        record.is_touched = false;
+    }
+
+    /// Takes up to `out.len()` messages (at most [`crate::CHUNK_MAX`]); returns how many. What is due comes in
+    /// first. Each one is leased and its delivery counted. 0 while [`Arena::has_ready`] says yes: only messages
+    /// that turned out to be exhausted were met; call again.
+    pub fn take(
+        &mut self,
+        queue: QueueRef,
+        lease: Lease,
+        now: Now,
+        out: &mut [Taken],
+        fx: &mut Effects,
+    ) -> usize {
+        let Some(q) = self.index_of(queue) else { return 0 };
+        self.promote(q, now, fx);
+        let policy = self.queues[q as usize].policy;
+        if policy.paused || !self.queues[q as usize].is_configured {
+            return 0;
+        }
+        let mut taken = 0;
+        // Exhausted messages met on the way (the limit was lowered) are work too, so that the loop is bounded.
+        for _ in 0..2 * crate::CHUNK_MAX {
+            if taken == out.len().min(crate::CHUNK_MAX) {
+                break;
+            }
+            let slot = tree::first(self.slots, self.queues[q as usize].ready);
+            if slot == NIL {
+                break;
+            }
+            self.unfile(slot);
+            if policy.is_exhausted(self.slots[slot as usize].count) {
+                self.file_ready(slot, fx);
+                continue;
+            }
+            let lease_id = self.lease_id_next();
+            let record = &mut self.slots[slot as usize];
+            record.lease_id = lease_id;
+            record.leased_at_us = now.mono_us;
+            record.owner = lease.owner;
+            record.pid = lease.pid;
+            record.is_touched = false;
+            record.count = record.count.saturating_add(1);
+            out[taken] = Taken { msg_id: record.msg_id, lease_id, tid: record.tid(), count: record.count };
+            self.file_leased(slot, lease.until_us, fx);
+            taken += 1;
+        }
+        let record = &mut self.queues[q as usize];
+        let is_low = record.ready_len < self.head.config.window.div_ceil(4);
+        // Whoever took nothing loads itself, or asks if it must not.
+        if taken > 0 && is_low && record.mark != NO_MARK && record.loader == NIL && !record.load_wanted {
+            record.load_wanted = true;
+            self.worker_wanted(q, fx);
+        }
+        taken
+    }
+
+    /// The slot of a lease that runs, pinned or not; or NIL.
+    fn lease_of(&self, queue: QueueRef, msg_id: i64, lease_id: i64) -> u32 {
+        let Some(q) = self.index_of(queue) else { return NIL };
+        let slot = self.find(q, msg_id);
+        if slot != NIL && self.slots[slot as usize].lease_running() == lease_id && lease_id != 0 {
+            slot
+        } else {
+            NIL
+        }
+    }
+
+    /// The slot of a lease that runs and is not pinned; or NIL.
+    fn leased(&self, queue: QueueRef, msg_id: i64, lease_id: i64) -> u32 {
+        let slot = self.lease_of(queue, msg_id, lease_id);
+        if slot != NIL && self.slots[slot as usize].state() == State::Leased {
+            slot
+        } else {
+            NIL
+        }
+    }
+
+    /// Compares a delivery with its row, which outranks the slot: a row that is not due yet goes back, one that
+    /// was delivered more often than the slot knows raises it.
+    pub fn settle(&mut self, queue: QueueRef, taken: Taken, row: Row, now: Now, fx: &mut Effects) -> Settled {
+        let slot = self.leased(queue, taken.msg_id, taken.lease_id);
+        if slot == NIL {
+            return Settled::Withdrawn;
+        }
+        let q = self.slots[slot as usize].queue;
+        let policy = self.queues[q as usize].policy;
+        let record = &mut self.slots[slot as usize];
+        record.set_tid(row.tid);
+        if row.due_us(now).is_some() {
+            // It was no delivery.
+            record.count = record.count.saturating_sub(1).max(row.count);
+            record.row_count = row.count;
+            let is_touched = record.is_touched;
+            self.unfile(slot);
+            if is_touched {
+                self.file_ready(slot, fx); // the row was changed since it was taken: the next one looks again
+            } else {
+                self.file_as_row(slot, row, now, fx);
+            }
+            return Settled::Withdrawn;
+        }
+        record.row_count = record.row_count.max(row.count);
+        if row.count >= record.count {
+            if policy.is_exhausted(row.count) {
+                record.count = row.count; // it was no delivery
+                self.unfile(slot);
+                self.file_ready(slot, fx);
+                return Settled::Withdrawn;
+            }
+            record.count = row.count.saturating_add(1);
+        }
+        Settled::Deliver(self.slots[slot as usize].count)
+    }
+
+    /// The row of a delivery is gone: the message was finished by plain SQL. Only for who looked for it under a
+    /// snapshot taken after the message was.
+    pub fn drop_taken(&mut self, queue: QueueRef, taken: Taken, fx: &mut Effects) {
+        let slot = self.leased(queue, taken.msg_id, taken.lease_id);
+        if slot != NIL {
+            self.unfile(slot);
+            self.free_unless_touched(slot, fx);
+        }
+    }
+
+    /// The transaction that read it committed: from now on the lease belongs to nobody's session.
+    pub fn lease_commit(&mut self, queue: QueueRef, msg_id: i64, lease_id: i64) {
+        let slot = self.lease_of(queue, msg_id, lease_id);
+        if slot != NIL {
+            self.slots[slot as usize].owner = NIL;
+            self.slots[slot as usize].returned = 0;
+        }
+    }
+
+    /// The transaction that read it did not commit: it goes back at once, counted; from the second time in a row
+    /// after the queue's backoff, so that a message that makes its consumer's transaction fail does not spin. If
+    /// another transaction has pinned it meanwhile, that is where it goes when the pin is undone.
+    pub fn lease_return(&mut self, queue: QueueRef, msg_id: i64, lease_id: i64, now: Now, fx: &mut Effects) {
+        let slot = self.lease_of(queue, msg_id, lease_id);
+        if slot == NIL {
+            return;
+        }
+        let is_pinned = self.slots[slot as usize].state() == State::Pinned;
+        self.unfile(slot);
+        let record = &mut self.slots[slot as usize];
+        record.owner = NIL;
+        record.returned = record.returned.saturating_add(1);
+        let (returned, count) = (u32::from(record.returned), record.count);
+        let policy = self.queues[record.queue as usize].policy;
+        let does_wait = returned >= 2 && !policy.is_exhausted(count);
+        let wait_us = if does_wait { backoff_us(&policy, returned - 1, lease_id as u64) } else { 0 };
+        let deadline_us = now.mono_us.saturating_add(wait_us);
+        if is_pinned {
+            record.from = State::Delayed as u8;
+            record.deadline_us = deadline_us;
+        } else if does_wait {
+            self.file_delayed(slot, deadline_us, fx);
+        } else {
+            self.file_ready(slot, fx);
+        }
+    }
+
+    /// Makes ready what is due: leases that ended (counted), delays that are over. At most
+    /// [`crate::CHUNK_MAX`] at a time. Returns the deadline of the next one.
+    pub(crate) fn promote(&mut self, q: u32, now: Now, fx: &mut Effects) -> i64 {
+        for _ in 0..crate::CHUNK_MAX {
+            let slot = tree::first(self.slots, self.queues[q as usize].timed);
+            if slot == NIL {
+                return crate::NEVER_US;
+            }
+            let deadline_us = self.slots[slot as usize].deadline_us;
+            if deadline_us > now.mono_us {
+                return deadline_us;
+            }
+            self.unfile(slot);
+            self.file_ready(slot, fx);
+        }
+        now.mono_us
+    }
+
+    /// Whether a lease's end is past; then it is treated as ended, whoever comes first.
+    pub(crate) fn expire(&mut self, slot: u32, now: Now, fx: &mut Effects) {
+        let record = &self.slots[slot as usize];
+        if record.state() == State::Leased && record.deadline_us <= now.mono_us {
+            self.unfile(slot);
+            self.file_ready(slot, fx);
+        }
+    }
+
+    /// Moves a leased slot's deadline.
+    pub(crate) fn lease_move(&mut self, slot: u32, until_us: i64, fx: &mut Effects) {
+        let q = self.slots[slot as usize].queue as usize;
+        tree::remove(self.slots, &mut self.queues[q].timed, slot, Order::Deadline);
+        self.slots[slot as usize].deadline_us = until_us;
+        tree::insert(self.slots, &mut self.queues[q].timed, slot, Order::Deadline);
+        self.worker_wanted_at(q as u32, until_us, fx);
+    }
+
+    /// Something may be had under the mark.
+    pub fn load_needed(&self, queue: QueueRef) -> bool {
+        self.index_of(queue).is_some_and(|q| self.queues[q as usize].mark != NO_MARK)
+    }
+
+    /// A message beyond the horizon is due: whoever finds nothing to take scans for it
+    /// ([`Arena::scan_begin`]), for readers do not depend on the worker's punctuality.
+    pub fn scan_needed(&self, queue: QueueRef, now: Now) -> bool {
+        self.index_of(queue).is_some_and(|q| self.queues[q as usize].beyond_us <= now.wall_us)
+    }
+
+    /// Something may be taken at once.
+    pub fn has_ready(&self, queue: QueueRef) -> bool {
+        self.index_of(queue).is_some_and(|q| {
+            let queue = &self.queues[q as usize];
+            queue.ready_len > 0 && queue.is_configured && !queue.policy.paused
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! Who sleeps until a queue has something. Owns the lists of waiters; sets no latch, sleeps never.
+//!
+//! Waiters are woken in the order in which they came. Whoever is woken is out of every list, and counted in the
+//! queue's `woken_len` until it ends its wait or begins another. Two rules keep wake-ups from being lost or
+//! multiplied:
+//!
+//! * A message that becomes ready wakes one waiter (`announce`).
+//! * Whoever was woken and leaves, with or without a message, in time or cancelled, wakes as many as there are
+//!   ready messages that nobody is on his way to (`wake_rest`): a taken one is not announced twice, one that was
+//!   left lying is.
+//!
+//! What lies under a mark is not counted in messages: one waiter is woken, loads, and the load's end wakes the
+//! others.
+
+use crate::arena::{Arena, QueueRef};
+use crate::{Effects, NIL, NO_MARK};
+
+/// Most queues that one backend can wait for at a time.
+pub const WAIT_QUEUES_MAX: usize = 64;
+
+/// One backend's place in one queue's list. Read and written under the dispatcher's lock.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct WaitNode {
+    pub(crate) queue: u32,
+    pub(crate) next: u32,
+    pub(crate) previous: u32,
+}
+
+impl WaitNode {
+    /// In no list.
+    pub const FREE: WaitNode = WaitNode { queue: NIL, next: NIL, previous: NIL };
+}
+
+/// One backend. Read and written under the dispatcher's lock.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Waiter {
+    pub(crate) is_waiting: bool,
+    /// The queue that woke it, until it has seen so; NIL when none did.
+    pub(crate) woken_by: u32,
+    /// That queue's generation: its record may have a successor by the time the waiter looks.
+    pub(crate) woken_generation: u32,
+}
+
+impl Waiter {
+    /// Not waiting.
+    pub const IDLE: Waiter = Waiter { is_waiting: false, woken_by: NIL, woken_generation: 0 };
+}
+
+impl Arena<'_> {
+    /// Puts a backend at the end of the lists of these queues. Queues beyond [`WAIT_QUEUES_MAX`] are the
+    /// caller's error. A wake-up that it did not use goes on to the next one. Try to take once more between this
+    /// and sleeping.
+    pub fn wait_begin(&mut self, proc: u32, queues: &[QueueRef], fx: &mut Effects) {
+        debug_assert!(queues.len() <= WAIT_QUEUES_MAX);
+        debug_assert!((proc as usize) < self.waiters.len());
+        if proc as usize >= self.waiters.len() {
+            return;
+        }
+        self.wait_end(proc, fx);
+        self.waiters[proc as usize].is_waiting = true;
+        let mut next_free = proc as usize * WAIT_QUEUES_MAX;
+        for queue in queues.iter().take(WAIT_QUEUES_MAX) {
+            let Some(q) = self.index_of(*queue) else { continue };
+            let node = next_free as u32;
+            next_free += 1;
+            let last = self.queues[q as usize].waiter_last;
+            self.wait_nodes[node as usize] = WaitNode { queue: q, next: NIL, previous: last };
+            if last == NIL {
+                self.queues[q as usize].waiter_first = node;
+            } else {
+                self.wait_nodes[last as usize].next = node;
+            }
+            self.queues[q as usize].waiter_last = node;
+        }
+    }
+
+    /// Takes a backend out of all lists. If something woke it, the wake-up goes on to the next one unless it is
+    /// used up; call this after the attempt to take.
+    pub fn wait_end(&mut self, proc: u32, fx: &mut Effects) {
+        if proc as usize >= self.waiters.len() {
+            return;
+        }
+        self.wait_unlink(proc);
+        let Waiter { woken_by, woken_generation, .. } = self.waiters[proc as usize];
+        self.waiters[proc as usize] = Waiter::IDLE;
+        if woken_by == NIL {
+            return;
+        }
+        let queue = &mut self.queues[woken_by as usize];
+        if queue.is_attached && queue.generation == woken_generation {
+            queue.woken_len = queue.woken_len.saturating_sub(1);
+            self.wake_rest(woken_by, fx);
+        }
+        self.room_made(fx); // if it was woken to load and did not
+    }
+
+    /// Whether something woke this backend since it began to wait (or the arena was made anew).
+    pub fn wait_is_over(&self, proc: u32) -> bool {
+        self.waiters.get(proc as usize).is_none_or(|waiter| !waiter.is_waiting || waiter.woken_by != NIL)
+    }
+
+    /// One message became ready: one waiter is woken.
+    pub(crate) fn announce(&mut self, q: u32, fx: &mut Effects) {
+        if !self.queues[q as usize].policy.paused {
+            self.wake(q, 1, fx);
+        }
+    }
+
+    /// Something came under the mark: one waiter is woken to load it, unless one is awake already.
+    pub(crate) fn announce_mark(&mut self, q: u32, fx: &mut Effects) {
+        let queue = &self.queues[q as usize];
+        let is_known = queue.loader != NIL || queue.is_hungry || queue.ready_len > 0 || queue.woken_len > 0;
+        if !is_known {
+            self.announce(q, fx);
+        }
+    }
+
+    /// Wakes as many as there are ready messages that no woken one is on his way to. If nothing is ready but
+    /// something may be loaded, and nobody was asked to, wakes one.
+    pub(crate) fn wake_rest(&mut self, q: u32, fx: &mut Effects) {
+        let queue = &self.queues[q as usize];
+        if queue.policy.paused {
+            return;
+        }
+        let rest = queue.ready_len.saturating_sub(queue.woken_len);
+        if rest > 0 {
+            self.wake(q, rest, fx);
+        } else if queue.mark != NO_MARK && !queue.load_wanted {
+            self.announce_mark(q, fx);
+        }
+    }
+
+    /// Wakes up to `most` waiters of a queue, first come first.
+    pub(crate) fn wake(&mut self, q: u32, most: u32, fx: &mut Effects) {
+        for _ in 0..most {
+            let node = self.queues[q as usize].waiter_first;
+            if node == NIL || !fx.has_room() {
+                return;
+            }
+            let proc = node / WAIT_QUEUES_MAX as u32;
+            self.wait_unlink(proc);
+            self.waiters[proc as usize].woken_by = q;
+            self.waiters[proc as usize].woken_generation = self.queues[q as usize].generation;
+            self.queues[q as usize].woken_len += 1;
+            fx.wake(proc);
+        }
+    }
+
+    fn wait_unlink(&mut self, proc: u32) {
+        let start = proc as usize * WAIT_QUEUES_MAX;
+        for node in start..start + WAIT_QUEUES_MAX {
+            let WaitNode { queue, next, previous } = self.wait_nodes[node];
+            if queue == NIL {
+                break; // nodes are used from the first on
+            }
+            if previous == NIL {
+                self.queues[queue as usize].waiter_first = next;
+            } else {
+                self.wait_nodes[previous as usize].next = next;
+            }
+            if next == NIL {
+                self.queues[queue as usize].waiter_last = previous;
+            } else {
+                self.wait_nodes[next as usize].previous = previous;
+            }
+            self.wait_nodes[node] = WaitNode::FREE;
+        }
+    }
+}

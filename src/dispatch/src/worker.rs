@@ -1,0 +1,194 @@
+//! What a database's worker asks of the dispatcher, and when it must be woken. Owns the table of databases.
+
+use crate::arena::{Arena, QueueRef};
+use crate::slot::State;
+use crate::take::Taken;
+use crate::tree;
+use crate::{Effects, Now, NEVER_US, NIL, NO_MARK};
+
+/// A database with a worker.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Db {
+    pub(crate) oid: u32,
+    /// The worker's backend; NIL while there is none.
+    pub(crate) proc: u32,
+    /// When the worker wakes by itself: only what is due earlier wakes it.
+    pub(crate) wake_at_us: i64,
+}
+
+impl Db {
+    /// An unused entry.
+    pub const FREE: Db = Db { oid: 0, proc: NIL, wake_at_us: 0 };
+}
+
+/// What a queue asks of the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// The queue.
+    pub queue: QueueRef,
+    /// Its table.
+    pub relation: u32,
+    /// When it must be looked at again, on the clock that never jumps.
+    pub next_us: i64,
+    /// There is something to load, and it should be loaded ahead of the readers.
+    pub load: bool,
+    /// A scan for what is due should be made.
+    pub scan: bool,
+    /// Messages that had their last delivery.
+    pub exhausted: u32,
+}
+
+impl Arena<'_> {
+    pub(crate) fn db_find(&self, oid: u32) -> Option<u32> {
+        self.dbs.iter().position(|db| db.oid == oid).map(|index| index as u32)
+    }
+
+    /// A worker begins (`proc`) or ends (`NIL`). False: more databases than the table holds.
+    pub fn worker_set(&mut self, oid: u32, proc: u32) -> bool {
+        let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
+        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0 };
+        for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
+            if queue.is_attached && queue.database == oid {
+                queue.db = index;
+            }
+        }
+        true
+    }
+
+    /// The database is gone, or has no queues any more.
+    pub fn worker_forget(&mut self, oid: u32) {
+        if let Some(index) = self.db_find(oid) {
+            self.dbs[index as usize] = Db::FREE;
+            for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
+                if queue.db == index {
+                    queue.db = NIL;
+                }
+            }
+        }
+    }
+
+    /// The worker's backend, NIL if the database has none.
+    pub fn worker_proc(&self, oid: u32) -> u32 {
+        self.db_find(oid).map_or(NIL, |index| self.dbs[index as usize].proc)
+    }
+
+    /// The worker is about to look at its queues; what comes up from now on wakes it.
+    pub fn worker_round(&mut self, oid: u32) {
+        if let Some(index) = self.db_find(oid) {
+            self.dbs[index as usize].wake_at_us = NEVER_US;
+        }
+    }
+
+    /// The worker has looked and will sleep until `until_us`. Returns the time it may really sleep until:
+    /// earlier if something came up during the round.
+    pub fn worker_sleep(&mut self, oid: u32, until_us: i64) -> i64 {
+        match self.db_find(oid) {
+            Some(index) => {
+                let db = &mut self.dbs[index as usize];
+                db.wake_at_us = db.wake_at_us.min(until_us);
+                db.wake_at_us
+            }
+            None => until_us,
+        }
+    }
+
+    /// Has the worker look at once.
+    pub(crate) fn worker_wanted(&mut self, q: u32, fx: &mut Effects) {
+        self.worker_wanted_at(q, 0, fx);
+    }
+
+    /// Has the worker look at `at_us`, if it would sleep longer.
+    pub(crate) fn worker_wanted_at(&mut self, q: u32, at_us: i64, fx: &mut Effects) {
+        let Some(db) = self.dbs.get_mut(self.queues[q as usize].db as usize) else { return };
+        if at_us < db.wake_at_us {
+            db.wake_at_us = at_us;
+            if db.proc != NIL {
+                fx.wake_worker(db.proc);
+            }
+        }
+    }
+
+    /// Wakes a database's worker, for what is not one queue's matter.
+    pub fn worker_wake(&mut self, oid: u32, fx: &mut Effects) {
+        if let Some(index) = self.db_find(oid) {
+            let db = &mut self.dbs[index as usize];
+            db.wake_at_us = 0;
+            if db.proc != NIL {
+                fx.wake_worker(db.proc);
+            }
+        }
+    }
+
+    /// Looks at the next queue of a database from record `from` on: makes ready what is due and says what else
+    /// there is to do. `None` with the record to go on from when a bounded stretch held none; the end is reached
+    /// when that is [`NIL`].
+    pub fn tick(&mut self, oid: u32, from: u32, now: Now, fx: &mut Effects) -> (Option<Tick>, u32) {
+        const STRETCH: u32 = 1024;
+        let end = self.head.queues_touched;
+        for q in from..end.min(from.saturating_add(STRETCH)) {
+            let record = &self.queues[q as usize];
+            if !record.is_attached || record.is_dying || record.database != oid {
+                continue;
+            }
+            let mut next_us = self.promote(q, now, fx);
+            let has_room = self.window_has_room(q);
+            let record = &self.queues[q as usize];
+            let is_idle = record.loader == NIL;
+            let mut scan = false;
+            if record.beyond_us != NEVER_US {
+                let at = crate::load::scan_time_us(record.beyond_us, now);
+                scan = at <= now.mono_us && is_idle && has_room;
+                // Without room it is looked at again when it is really due, and then every so often.
+                let again =
+                    now.mono_of(record.beyond_us).max(now.mono_us.saturating_add(crate::load::SCAN_AGAIN_US));
+                next_us = next_us.min(if at > now.mono_us { at } else { again });
+            }
+            let tick = Tick {
+                queue: QueueRef { epoch: self.head.epoch, generation: record.generation, index: q },
+                relation: record.relation,
+                next_us,
+                load: record.load_wanted && record.mark != NO_MARK && is_idle && has_room && !record.is_hungry,
+                scan,
+                exhausted: record.exhausted_len,
+            };
+            let next = q + 1;
+            return (Some(tick), if next < end { next } else { NIL });
+        }
+        let next = from.saturating_add(STRETCH);
+        (None, if next < end { next } else { NIL })
+    }
+
+    /// Pins up to `out.len()` exhausted messages for the worker to move away; returns how many. Those that are
+    /// not exhausted any more, because the limit was raised, become ready instead; they count as work, so a
+    /// short answer does not mean that none is left.
+    pub fn exhausted_pin(&mut self, queue: QueueRef, owner: u32, out: &mut [Taken], fx: &mut Effects) -> usize {
+        let Some(q) = self.index_of(queue) else { return 0 };
+        let policy = self.queues[q as usize].policy;
+        let mut pinned = 0;
+        for _ in 0..out.len().min(crate::CHUNK_MAX) {
+            let slot = tree::first(self.slots, self.queues[q as usize].exhausted);
+            if slot == NIL {
+                break;
+            }
+            self.unfile(slot);
+            if !policy.is_exhausted(self.slots[slot as usize].count) {
+                self.file_ready(slot, fx);
+                continue;
+            }
+            let record = &mut self.slots[slot as usize];
+            debug_assert!(State::from_u8(record.from) == State::Exhausted);
+            record.pinner = owner;
+            record.is_touched = false;
+            out[pinned] = Taken {
+                msg_id: record.msg_id,
+                lease_id: record.lease_id,
+                tid: record.tid(),
+                count: record.count,
+            };
+            pinned += 1;
+        }
+        self.room_made(fx); // in the window of the exhausted
+        pinned
+    }
+}

@@ -1,0 +1,396 @@
+//! A queue's table, row by row: by address, by primary key, in key order, and deletion by address. Knows columns
+//! by number and type; what they mean is the caller's business.
+//!
+//! Nothing here checks privileges, and nothing here goes through the executor: [`Table::is_plain_for_delete`]
+//! says whether that would go past anything that the table's owner put there.
+
+use crate::pg::call::Value;
+use pgrx::pg_sys;
+use queue_dispatch::Tid;
+
+/// Lock levels that are used on tables.
+pub use pgrx::pg_sys::{AccessExclusiveLock, AccessShareLock, RowExclusiveLock};
+
+/// An open, locked table. To be closed with [`Table::close`]; after an ERROR Postgres closes it.
+pub struct Table {
+    relation: pg_sys::Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+    /// Blocks of the table when it was opened: it does not shrink while we hold a lock.
+    blocks: u32,
+}
+
+/// A snapshot taken now, whatever the transaction's isolation level, pushed as the active one. To be ended with
+/// [`Snapshot::done`]; after an ERROR Postgres ends it.
+pub struct Snapshot(pg_sys::Snapshot);
+
+impl Snapshot {
+    /// Everything committed so far is visible.
+    pub fn latest() -> Snapshot {
+        // SAFETY: in a transaction, outside parallel mode. PushActiveSnapshot copies and registers it, and sees
+        // to this transaction's own earlier commands.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            pg_sys::UpdateActiveSnapshotCommandId();
+            Snapshot(pg_sys::GetActiveSnapshot())
+        }
+    }
+
+    /// Ends it.
+    pub fn done(self) {
+        // SAFETY: it is the top of the stack: snapshots are used strictly nested.
+        unsafe { pg_sys::PopActiveSnapshot() }
+    }
+
+    pub(super) fn raw(&self) -> pg_sys::Snapshot {
+        self.0
+    }
+}
+
+/// What became of a deletion by address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Deleted {
+    /// The row is deleted, if this transaction commits.
+    Ok,
+    /// Another transaction updated it: it lies elsewhere now.
+    Moved,
+    /// It is gone already, or this transaction itself deleted it.
+    Gone,
+    /// Another transaction is at it, and waiting was not wanted.
+    Busy,
+}
+
+/// Whether a table of that oid exists and could be locked without waiting.
+pub fn try_lock(oid: u32, mode: u32) -> bool {
+    // SAFETY: locking by oid is allowed in any transaction; a relation that is gone is found out on opening.
+    unsafe { pg_sys::ConditionalLockRelationOid(oid.into(), mode as _) }
+}
+
+/// Locks a relation by oid, waiting if need be; also takes in what other sessions changed about it.
+pub fn lock(oid: u32, mode: u32) {
+    // SAFETY: as above.
+    unsafe { pg_sys::LockRelationOid(oid.into(), mode as _) }
+}
+
+/// Releases such a lock before the transaction ends.
+pub fn unlock(oid: u32, mode: u32) {
+    // SAFETY: the caller holds the lock.
+    unsafe { pg_sys::UnlockRelationOid(oid.into(), mode as _) }
+}
+
+impl Table {
+    /// Opens a table; `None` if there is none of that oid (any more). The caller holds a lock already if `mode`
+    /// is `None`.
+    pub fn open(oid: u32, mode: Option<u32>) -> Option<Table> {
+        let mode = mode.unwrap_or(pg_sys::NoLock);
+        // SAFETY: try_relation_open returns null for what does not exist; the lock is held until close or the
+        // end of the transaction.
+        unsafe {
+            #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17", feature = "pg18")))]
+            compile_error!("unknown version");
+            let relation = pg_sys::try_relation_open(oid.into(), mode as _);
+            if relation.is_null() {
+                return None;
+            }
+            let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+            Some(Table { relation, slot: pg_sys::table_slot_create(relation, std::ptr::null_mut()), blocks })
+        }
+    }
+
+    /// Closes it. `keep`: the lock stays until the transaction ends, as after any change.
+    pub fn close(self, mode: Option<u32>, keep: bool) {
+        let mode = if keep { None } else { mode }.unwrap_or(pg_sys::NoLock);
+        // SAFETY: opened by `open`, and not used after this.
+        unsafe {
+            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+            pg_sys::relation_close(self.relation, mode as _);
+        }
+    }
+
+    /// Name, type and kind of what the caller relies on: the first columns' names and type oids.
+    pub fn columns(&self) -> Vec<(String, u32)> {
+        // SAFETY: the descriptor belongs to the open relation; attributes are counted by natts.
+        unsafe {
+            let descriptor = pgrx::PgTupleDesc::from_pg_unchecked((*self.relation).rd_att);
+            (0..descriptor.len())
+                .filter_map(|i| descriptor.get(i))
+                .map(|column| (column.name().to_owned(), u32::from(column.atttypid)))
+                .collect()
+        }
+    }
+
+    /// Whether it is an ordinary table in heap storage.
+    pub fn is_heap(&self) -> bool {
+        // SAFETY: the pg_class row belongs to the open relation.
+        unsafe {
+            let class = (*self.relation).rd_rel;
+            (*class).relkind == pg_sys::RELKIND_RELATION as std::ffi::c_char
+                && (*class).relam == pg_sys::HEAP_TABLE_AM_OID
+        }
+    }
+
+    /// Its primary key's index, if it has a valid one.
+    pub fn primary_key(&self) -> Option<u32> {
+        // SAFETY: RelationGetIndexList fills rd_pkindex (relcache.c).
+        let index = unsafe {
+            pg_sys::list_free(pg_sys::RelationGetIndexList(self.relation));
+            (*self.relation).rd_pkindex
+        };
+        (index != pg_sys::InvalidOid).then(|| index.into())
+    }
+
+    /// Whether deleting by address goes past nothing: no trigger on DELETE.
+    pub fn is_plain_for_delete(&self) -> bool {
+        // SAFETY: trigdesc belongs to the open relation, null if there is none.
+        unsafe {
+            let triggers = (*self.relation).trigdesc;
+            triggers.is_null()
+                || !((*triggers).trig_delete_before_row
+                    || (*triggers).trig_delete_after_row
+                    || (*triggers).trig_delete_before_statement
+                    || (*triggers).trig_delete_after_statement)
+        }
+    }
+
+    /// Fetches the row at an address, if there is a visible one. The result lies in the table's slot.
+    pub fn fetch(&self, tid: Tid, snapshot: &Snapshot) -> Option<Record> {
+        if tid.offset == 0 || tid.block >= self.blocks {
+            return None;
+        }
+        let mut pointer = item_pointer(tid);
+        // SAFETY: the block exists (checked above, and the table cannot shrink under our lock); heap_fetch
+        // checks the line pointer. The slot is of the table's own kind.
+        let found = unsafe {
+            pg_sys::table_tuple_fetch_row_version(self.relation, &mut pointer, snapshot.raw(), self.slot)
+        };
+        found.then(|| Record::of(self.slot))
+    }
+
+    /// Looks up rows by primary key: those with `key >= from` (or `= from`), ascending.
+    pub fn walk<'t>(&'t self, index: u32, from: i64, exact: bool, snapshot: &Snapshot) -> Walk<'t> {
+        let (strategy, function) = if exact {
+            (pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ)
+        } else {
+            (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT8GE)
+        };
+        Walk::begin(self, index, &[(strategy, function, from)], snapshot)
+    }
+
+    /// Rows whose timestamp key lies in `(after, until]`, ascending; `until` of `i64::MAX` = without end.
+    pub fn walk_times<'t>(&'t self, index: u32, after: i64, until: i64, snapshot: &Snapshot) -> Walk<'t> {
+        Walk::begin(
+            self,
+            index,
+            &[
+                (pg_sys::BTGreaterStrategyNumber, pg_sys::F_TIMESTAMPTZ_GT, after),
+                (pg_sys::BTLessEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_LE, until),
+            ],
+            snapshot,
+        )
+    }
+
+    /// The one row with this key, left in the table's slot.
+    pub fn lookup(&self, index: u32, key: i64, snapshot: &Snapshot) -> Option<Record> {
+        let mut walk = self.walk(index, key, true, snapshot);
+        let found = walk.step(self.slot);
+        walk.end();
+        if found {
+            // The slot outlives the scan, the page it points into might not.
+            // SAFETY: the slot holds a tuple.
+            unsafe { pg_sys::ExecMaterializeSlot(self.slot) };
+        }
+        found.then(|| Record::of(self.slot))
+    }
+
+    /// Deletes the row at an address that a fetch under `_checked` has just verified; that snapshot keeps the
+    /// line pointer from being reused until then. Waits for other transactions at the row if `wait`.
+    pub fn delete(&self, tid: Tid, _checked: &Snapshot, wait: bool) -> Deleted {
+        let mut pointer = item_pointer(tid);
+        let mut failure = pg_sys::TM_FailureData::default();
+        // SAFETY: heap_delete asserts that the line pointer is normal: the caller fetched a row there, visible
+        // to a snapshot that is still registered, so that no vacuum has taken it. No crosscheck: the message may
+        // be newer than a REPEATABLE READ transaction's snapshot.
+        let result = unsafe {
+            pg_sys::heap_delete(
+                self.relation,
+                &mut pointer,
+                pg_sys::GetCurrentCommandId(true),
+                std::ptr::null_mut(),
+                wait,
+                &mut failure,
+                false,
+            )
+        };
+        match result {
+            pg_sys::TM_Result::TM_Ok => Deleted::Ok,
+            pg_sys::TM_Result::TM_Updated => Deleted::Moved,
+            pg_sys::TM_Result::TM_BeingModified | pg_sys::TM_Result::TM_WouldBlock => Deleted::Busy,
+            _ => Deleted::Gone,
+        }
+    }
+}
+
+fn item_pointer(tid: Tid) -> pg_sys::ItemPointerData {
+    pg_sys::ItemPointerData {
+        ip_blkid: pg_sys::BlockIdData { bi_hi: (tid.block >> 16) as u16, bi_lo: tid.block as u16 },
+        ip_posid: tid.offset,
+    }
+}
+
+fn tid_of(pointer: &pg_sys::ItemPointerData) -> Tid {
+    let block = (u32::from(pointer.ip_blkid.bi_hi) << 16) | u32::from(pointer.ip_blkid.bi_lo);
+    Tid { block, offset: pointer.ip_posid }
+}
+
+/// A row in a slot. Its values are good until the slot is used again.
+#[derive(Clone, Copy)]
+pub struct Record(*mut pg_sys::TupleTableSlot);
+
+impl Record {
+    fn of(slot: *mut pg_sys::TupleTableSlot) -> Record {
+        // SAFETY: the slot holds a tuple; this makes all of its columns readable.
+        unsafe { pg_sys::slot_getallattrs(slot) };
+        Record(slot)
+    }
+
+    /// Where it lies.
+    pub fn tid(&self) -> Tid {
+        // SAFETY: the slot holds a tuple of a table.
+        tid_of(unsafe { &(*self.0).tts_tid })
+    }
+
+    /// A column's value, from 1.
+    pub fn value(&self, column: usize) -> Value {
+        // SAFETY: the columns were deformed; the number is checked against the descriptor.
+        unsafe {
+            if column == 0 || column > (*(*self.0).tts_tupleDescriptor).natts as usize {
+                return Value::NULL;
+            }
+            if *(*self.0).tts_isnull.add(column - 1) {
+                Value::NULL
+            } else {
+                Value::of_datum(*(*self.0).tts_values.add(column - 1))
+            }
+        }
+    }
+}
+
+/// A walk along an index. To be ended with [`Walk::end`]; after an ERROR Postgres ends it.
+pub struct Walk<'t> {
+    table: &'t Table,
+    index: pg_sys::Relation,
+    scan: pg_sys::IndexScanDesc,
+}
+
+impl<'t> Walk<'t> {
+    fn begin(
+        table: &'t Table,
+        index: u32,
+        conditions: &[(u32, u32, i64)],
+        snapshot: &Snapshot,
+    ) -> Walk<'t> {
+        let mut keys = [pg_sys::ScanKeyData::default(); 2];
+        // SAFETY: the index is a btree on the int8 or timestamptz column that the caller means (both are passed
+        // by value), locked here; the keys are copied by index_rescan.
+        unsafe {
+            let index = pg_sys::index_open(index.into(), pg_sys::AccessShareLock as _);
+            for (key, (strategy, function, value)) in keys.iter_mut().zip(conditions) {
+                pg_sys::ScanKeyInit(key, 1, *strategy as _, (*function).into(), (*value).into());
+            }
+            #[cfg(not(feature = "pg18"))]
+            let scan =
+                pg_sys::index_beginscan(table.relation, index, snapshot.raw(), conditions.len() as _, 0);
+            #[cfg(feature = "pg18")]
+            let scan = pg_sys::index_beginscan(
+                table.relation,
+                index,
+                snapshot.raw(),
+                std::ptr::null_mut(),
+                conditions.len() as _,
+                0,
+            );
+            pg_sys::index_rescan(scan, keys.as_mut_ptr(), conditions.len() as _, std::ptr::null_mut(), 0);
+            Walk { table, index, scan }
+        }
+    }
+
+    fn step(&mut self, slot: *mut pg_sys::TupleTableSlot) -> bool {
+        // SAFETY: the scan is open; the slot is of the table's kind.
+        unsafe { pg_sys::index_getnext_slot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, slot) }
+    }
+
+    /// The next row, in the table's slot.
+    pub fn next(&mut self) -> Option<Record> {
+        self.step(self.table.slot).then(|| Record::of(self.table.slot))
+    }
+
+    /// Ends it.
+    pub fn end(self) {
+        // SAFETY: opened in `begin`, not used after this.
+        unsafe {
+            pg_sys::index_endscan(self.scan);
+            pg_sys::index_close(self.index, pg_sys::AccessShareLock as _);
+        }
+    }
+}
+
+/// A valid index on just one column, given by number, of a table: for the index on `visible_at`.
+pub fn index_on(table: &Table, column: i16) -> Option<u32> {
+    // SAFETY: the list and each opened index belong to the open table.
+    unsafe {
+        let list = pg_sys::RelationGetIndexList(table.relation);
+        let mut found = None;
+        for i in 0..pg_sys::list_length(list) {
+            let oid = pg_sys::list_nth_oid(list, i);
+            let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as _);
+            let form = (*index).rd_index;
+            if (*form).indisvalid
+                && (*form).indnkeyatts == 1
+                && (&(*form).indkey.values).as_slice(1)[0] == column
+            {
+                found = Some(oid.into());
+            }
+            pg_sys::index_close(index, pg_sys::AccessShareLock as _);
+            if found.is_some() {
+                break;
+            }
+        }
+        pg_sys::list_free(list);
+        found
+    }
+}
+
+/// What a row trigger was called for.
+pub enum Fired {
+    /// A row of this table was inserted.
+    Inserted(u32, Record),
+    /// A row of this table was updated; this is its new version.
+    Updated(u32, Record),
+    /// This table was truncated.
+    Truncated(u32),
+}
+
+/// The change that a trigger function was called for; `None` if it was not called as such a trigger.
+pub fn fired(fcinfo: pg_sys::FunctionCallInfo) -> Option<Fired> {
+    // SAFETY: fcinfo is what Postgres called the function with; the trigger data is there if its tag says so,
+    // and holds a slot for row triggers (commands/trigger.h).
+    unsafe {
+        if !pgrx::trigger_support::called_as_trigger(fcinfo) {
+            return None;
+        }
+        let data: *mut pg_sys::TriggerData = (*fcinfo).context.cast();
+        let oid = u32::from((*(*data).tg_relation).rd_id);
+        let event = (*data).tg_event;
+        let is_row = event & pg_sys::TRIGGER_EVENT_ROW != 0;
+        let is_after = event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER;
+        match event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT if is_row && is_after => {
+                Some(Fired::Inserted(oid, Record::of((*data).tg_trigslot)))
+            }
+            pg_sys::TRIGGER_EVENT_UPDATE if is_row && is_after => {
+                Some(Fired::Updated(oid, Record::of((*data).tg_newslot)))
+            }
+            pg_sys::TRIGGER_EVENT_TRUNCATE if !is_row && is_after => Some(Fired::Truncated(oid)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Who is asking, what they may do, and acting as somebody else for a moment.
+
+use pgrx::pg_sys;
+
+/// Rights on a table, as GRANT names them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// INSERT.
+    Insert,
+    /// SELECT.
+    Select,
+    /// UPDATE.
+    Update,
+    /// DELETE.
+    Delete,
+    /// TRUNCATE.
+    Truncate,
+}
+
+impl Right {
+    fn bit(self) -> u64 {
+        match self {
+            Right::Insert => u64::from(pg_sys::ACL_INSERT),
+            Right::Select => u64::from(pg_sys::ACL_SELECT),
+            Right::Update => u64::from(pg_sys::ACL_UPDATE),
+            Right::Delete => u64::from(pg_sys::ACL_DELETE),
+            Right::Truncate => u64::from(pg_sys::ACL_TRUNCATE),
+        }
+    }
+}
+
+/// The role whose rights count now.
+pub fn current() -> u32 {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::GetUserId().into() }
+}
+
+/// Whether the current role has all of these rights on the table.
+pub fn has_rights(table: u32, rights: &[Right]) -> bool {
+    role_has_rights(current(), table, rights)
+}
+
+/// Whether a role has all of these rights on the table.
+pub fn role_has_rights(role: u32, table: u32, rights: &[Right]) -> bool {
+    rights.iter().all(|right| {
+        // SAFETY: a look-up in the system caches, in a transaction.
+        let result = unsafe { pg_sys::pg_class_aclcheck(table.into(), role.into(), right.bit() as _) };
+        result == pg_sys::AclResult::ACLCHECK_OK
+    })
+}
+
+/// Whether the current role owns the table, or is of a role that does, or is a superuser.
+pub fn is_owner(table: u32) -> bool {
+    // SAFETY: look-ups in the system caches, in a transaction.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        {
+            pg_sys::pg_class_ownercheck(table.into(), pg_sys::GetUserId())
+        }
+        #[cfg(not(feature = "pg15"))]
+        {
+            pg_sys::object_ownercheck(pg_sys::RelationRelationId, table.into(), pg_sys::GetUserId())
+        }
+    }
+}
+
+/// Whether the current role may create objects in a schema.
+pub fn may_create_in(schema: u32) -> bool {
+    // SAFETY: look-ups in the system caches, in a transaction.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let result =
+            pg_sys::pg_namespace_aclcheck(schema.into(), pg_sys::GetUserId(), pg_sys::ACL_CREATE as _);
+        #[cfg(not(feature = "pg15"))]
+        let result = pg_sys::object_aclcheck(
+            pg_sys::NamespaceRelationId,
+            schema.into(),
+            pg_sys::GetUserId(),
+            pg_sys::ACL_CREATE as _,
+        );
+        result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
+/// Whether row-level security would apply to the current role's queries on the table.
+pub fn is_row_filtered(table: u32) -> bool {
+    // SAFETY: look-ups in the system caches, in a transaction; noError.
+    let state = unsafe { pg_sys::check_enable_rls(table.into(), pg_sys::InvalidOid, true) };
+    state == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+}
+
+/// Does `f` as another role, so that nothing of it outlives the call: as for a maintenance command (SET ROLE and
+/// temporary objects are refused). After an ERROR the abort restores the role.
+pub fn acting_as<R>(role: u32, f: impl FnOnce() -> R) -> R {
+    let (mut user, mut context) = (pg_sys::Oid::INVALID, 0);
+    // SAFETY: the pair that Postgres itself uses for this (cluster.c, vacuum.c); reset by AbortTransaction and
+    // AbortSubTransaction.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            role.into(),
+            context
+                | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32
+                | pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
+        );
+    }
+    let result = f();
+    // SAFETY: as above.
+    unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
+    result
+}
+
+/// Does `f` with the rights of the extension itself: only for our own catalog and for the creation of a queue's
+/// tables, never for anything that a caller supplied.
+pub fn acting_as_extension<R>(f: impl FnOnce() -> R) -> R {
+    let (mut user, mut context) = (pg_sys::Oid::INVALID, 0);
+    // SAFETY: as in `acting_as`; without the restriction, which would forbid the creation of some objects.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
+        );
+    }
+    let result = f();
+    // SAFETY: as above.
+    unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
+    result
+}
+
+/// The database of this session.
+pub fn database() -> u32 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::MyDatabaseId.into() }
+}
+
+/// The oid of a schema, if there is one of that name.
+pub fn schema(name: &std::ffi::CStr) -> Option<u32> {
+    // SAFETY: a look-up in the system caches, in a transaction; missing_ok.
+    let oid = unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then(|| oid.into())
+}
+
+/// The oid of a relation, if a schema has one of that name.
+pub fn relation(schema: u32, name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: a look-up in the system caches, in a transaction.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema.into()) };
+    (oid != pg_sys::InvalidOid).then(|| oid.into())
+}
+
+/// A relation's name, if it exists.
+pub fn relation_name(oid: u32) -> Option<String> {
+    // SAFETY: a look-up in the system caches, in a transaction; returns a palloc'd string or null.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid.into());
+        (!name.is_null()).then(|| std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
+/// The schema of a relation, if it exists.
+pub fn relation_schema(oid: u32) -> Option<u32> {
+    // SAFETY: a look-up in the system caches, in a transaction.
+    let schema = unsafe { pg_sys::get_rel_namespace(oid.into()) };
+    (schema != pg_sys::InvalidOid).then(|| schema.into())
+}
+
+/// The role that owns a relation; 0 if there is no such relation.
+pub fn owner(relation: u32) -> u32 {
+    // SAFETY: a look-up in the system caches, in a transaction; the tuple is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID as _,
+            pg_sys::Datum::from(pg_sys::Oid::from(relation)),
+        );
+        if tuple.is_null() {
+            return 0;
+        }
+        let form = pgrx::pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_class>(tuple);
+        let owner = (*form).relowner.into();
+        pg_sys::ReleaseSysCache(tuple);
+        owner
+    }
+}
+
+/// A role's name.
+pub fn role_name(role: u32) -> String {
+    // SAFETY: a look-up in the system caches, in a transaction; noerr. Returns a palloc'd string or null.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role.into(), true);
+        if name.is_null() {
+            return String::new();
+        }
+        std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// Whether there is a role of that name.
+pub fn role_exists(name: &str) -> bool {
+    let Ok(name) = std::ffi::CString::new(name) else { return false };
+    // SAFETY: a look-up in the system caches, in a transaction; missing_ok.
+    unsafe { pg_sys::get_role_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+/// Whether the current role may see what concerns all roles (pg_monitor).
+pub fn is_monitor() -> bool {
+    // SAFETY: look-ups in the system caches, in a transaction.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_MONITOR)) }
+}

@@ -1,0 +1,116 @@
+//! Wait points: named places where a race test can hold a backend still. In builds with the feature
+//! `wait_points` only. A backend that comes to an armed point counts itself in, then looks every millisecond
+//! whether the point was released; it holds no lock of ours, and serves no interrupt (some of the places are in
+//! callbacks that must not raise).
+
+use crate::error::Result;
+use crate::pg::call::{Args, Value};
+use crate::Error;
+use pgrx::{pg_guard, pg_sys};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+/// Every point there is; tests name them.
+const NAMES: [&str; 12] = [
+    "publish", "take-fetch", "load-snapshot", "load-row", "finish-verify", "finish-deleted", "unpin", "wait-sleep",
+    "return", "scan-snapshot", "move-pinned", "attach",
+];
+
+#[repr(C)]
+struct Point {
+    /// -1: not armed; 0: stops everybody; else only the backend with this process id.
+    armed: AtomicI32,
+    standing: AtomicU32,
+}
+
+static POINTS: AtomicPtr<Point> = AtomicPtr::new(std::ptr::null_mut());
+static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
+static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
+
+/// In `_PG_init`.
+pub fn install() {
+    // SAFETY: as in `shmem::install`.
+    unsafe {
+        PREVIOUS_REQUEST = pg_sys::shmem_request_hook;
+        pg_sys::shmem_request_hook = Some(on_request);
+        PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(on_startup);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_request() {
+    // SAFETY: as in `shmem`.
+    unsafe {
+        if let Some(previous) = PREVIOUS_REQUEST {
+            previous();
+        }
+        pg_sys::RequestAddinShmemSpace(std::mem::size_of::<Point>() * NAMES.len());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_startup() {
+    // SAFETY: as in `shmem`; the postmaster alone sees the block as yet.
+    unsafe {
+        if let Some(previous) = PREVIOUS_STARTUP {
+            previous();
+        }
+        let mut found = false;
+        let size = std::mem::size_of::<Point>() * NAMES.len();
+        let points: *mut Point =
+            pg_sys::ShmemInitStruct(c"pg_queue wait points".as_ptr(), size, &mut found).cast();
+        if !found {
+            for i in 0..NAMES.len() {
+                points.add(i).write(Point { armed: AtomicI32::new(-1), standing: AtomicU32::new(0) });
+            }
+        }
+        POINTS.store(points, Ordering::Release);
+    }
+}
+
+fn point(name: &str) -> Option<&'static Point> {
+    let points = POINTS.load(Ordering::Acquire);
+    let index = NAMES.iter().position(|known| *known == name)?;
+    // SAFETY: the block holds one point for each name, and lives as long as the server.
+    (!points.is_null()).then(|| unsafe { &*points.add(index) })
+}
+
+/// Stands still here while the point is armed for this backend.
+pub fn pass(name: &str) {
+    let Some(point) = point(name) else { return };
+    let pid = super::latch::my_pid() as i32;
+    let is_armed = || matches!(point.armed.load(Ordering::SeqCst), 0) || point.armed.load(Ordering::SeqCst) == pid;
+    if !is_armed() {
+        return;
+    }
+    point.standing.fetch_add(1, Ordering::SeqCst);
+    while is_armed() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    point.standing.fetch_sub(1, Ordering::SeqCst);
+}
+
+fn named(args: &Args) -> Result<&'static Point> {
+    let name = args.value(0).text().unwrap_or_default();
+    point(&name).ok_or(Error::Unknown { kind: "wait point", name, hint: Some(NAMES.join(", ")) })
+}
+
+fn arm(args: &Args) -> Result<Value> {
+    named(args)?.armed.store(args.value(1).get::<i32>().unwrap_or(0), Ordering::SeqCst);
+    Ok(Value::of(true))
+}
+
+fn release(args: &Args) -> Result<Value> {
+    named(args)?.armed.store(-1, Ordering::SeqCst);
+    Ok(Value::of(true))
+}
+
+fn reached(args: &Args) -> Result<Value> {
+    Ok(Value::of(i64::from(named(args)?.standing.load(Ordering::SeqCst))))
+}
+
+crate::sql_functions! {
+    wait_point_arm => value looks arm;
+    wait_point_release => value looks release;
+    wait_point_reached => value looks reached;
+}

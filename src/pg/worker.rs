@@ -1,0 +1,234 @@
+//! Background workers: registering them, starting up in one, transactions in one. Owns no duty of theirs.
+
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
+use pgrx::{pg_sys, PgTryBuilder};
+use std::time::Duration;
+
+unsafe extern "C-unwind" {
+    // Declared anew: pgrx binds these as Rust functions, which cannot be signal handlers.
+    fn die(signal: std::ffi::c_int);
+    fn SignalHandlerForConfigReload(signal: std::ffi::c_int);
+}
+
+/// Whether the server is loading the libraries of shared_preload_libraries: only then can shared memory and
+/// static workers be asked for.
+pub fn is_preloading() -> bool {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Whether pg_upgrade runs this server: then nothing of ours must.
+pub fn is_binary_upgrade() -> bool {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
+/// Registers a worker that runs as long as the server does, from the end of recovery on.
+pub fn register(name: &str, function: &str) {
+    BackgroundWorkerBuilder::new(name)
+        .set_type(name)
+        .set_library("pg_queue")
+        .set_function(function)
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(Some(Duration::from_secs(1)))
+        .load();
+}
+
+/// A worker that was started by [`start`].
+pub struct Started(DynamicBackgroundWorker);
+
+/// Starts a worker for a database; it is not started again by itself. `None`: max_worker_processes are in use.
+pub fn start(name: &str, kind: &str, function: &str, database: u32) -> Option<Started> {
+    BackgroundWorkerBuilder::new(name)
+        .set_type(kind)
+        .set_library("pg_queue")
+        .set_function(function)
+        .enable_spi_access()
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(None)
+        .set_argument(Some(pg_sys::Datum::from(database)))
+        .set_notify_pid(super::latch::my_pid() as i32)
+        .load_dynamic()
+        .ok()
+        .map(Started)
+}
+
+impl Started {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        use pgrx::bgworkers::BackgroundWorkerStatus as Status;
+        matches!(self.0.pid(), Err(Status::Stopped | Status::PostmasterDied))
+    }
+}
+
+/// Makes this process a proper worker: signals first, then the connection. `database`: 0 = the shared catalogs
+/// only.
+pub fn begin(database: u32) {
+    // SAFETY: the first thing a worker's main function does. SIGTERM is served by CHECK_FOR_INTERRUPTS (die),
+    // and its handler is there before signals are let through.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        {
+            pg_sys::pqsignal(libc::SIGTERM, Some(die));
+            pg_sys::pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
+        }
+        #[cfg(feature = "pg18")]
+        {
+            pg_sys::pqsignal_be(libc::SIGTERM, Some(die));
+            pg_sys::pqsignal_be(libc::SIGHUP, Some(SignalHandlerForConfigReload));
+        }
+        pg_sys::BackgroundWorkerUnblockSignals();
+        if database == 0 {
+            pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+        } else {
+            pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
+        }
+        // Housekeeping never waits for a standby: that can hang a fast shutdown.
+        let (name, value) = (c"synchronous_commit", c"local");
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Takes in a changed configuration, if there is one.
+pub fn reload_config() {
+    // SAFETY: ConfigReloadPending is set by the signal handler; read and cleared in the main loop only.
+    unsafe {
+        if std::ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Shows in pg_stat_activity what the worker does; empty = idle.
+pub fn show(activity: &str) {
+    let text = std::ffi::CString::new(activity).unwrap_or_default();
+    let state = if activity.is_empty() {
+        pg_sys::BackendState::STATE_IDLE
+    } else {
+        pg_sys::BackendState::STATE_RUNNING
+    };
+    // SAFETY: the text is copied.
+    unsafe { pg_sys::pgstat_report_activity(state, text.as_ptr()) };
+}
+
+/// Runs `f` in a transaction of its own, with a snapshot. An ERROR rolls it back, is written to the server's log
+/// and gives `None`; an interrupt (shutdown) goes on.
+pub fn transaction<R>(what: &str, f: impl FnOnce() -> R) -> Option<R> {
+    show(what);
+    // SAFETY: the usual frame of a worker's transaction (worker_spi.c); on an ERROR the transaction is aborted,
+    // which releases everything it held.
+    let result = unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let body = std::panic::AssertUnwindSafe(|| {
+            let result = f();
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            Some(result)
+        });
+        PgTryBuilder::new(body)
+            .catch_others(|error| {
+                let message = match &error {
+                    pg_sys::panic::CaughtError::PostgresError(report)
+                    | pg_sys::panic::CaughtError::ErrorReport(report) => report.message().to_owned(),
+                    pg_sys::panic::CaughtError::RustPanic { ereport, .. } => ereport.message().to_owned(),
+                };
+                pg_sys::AbortCurrentTransaction();
+                pgrx::log!("pg_queue worker: {what} failed: {message}");
+                None
+            })
+            .execute()
+    };
+    // SAFETY: outside a transaction; what the worker did shows in the statistics.
+    unsafe { pg_sys::pgstat_report_stat(false) };
+    show("");
+    result
+}
+
+/// The connectable databases that are no templates, for a worker on the shared catalogs, in a transaction.
+pub fn databases() -> Vec<u32> {
+    // SAFETY: the model is autovacuum's get_database_list: a catalog scan under a registered snapshot.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as _);
+        let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
+        let mut found = Vec::new();
+        loop {
+            let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() {
+                break;
+            }
+            let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_database>(tuple);
+            if (*form).datallowconn && !(*form).datistemplate {
+                found.push((*form).oid.into());
+            }
+        }
+        pg_sys::table_endscan(scan);
+        pg_sys::relation_close(relation, pg_sys::AccessShareLock as _);
+        found
+    }
+}
+
+/// Whether this database has an extension of that name, in a transaction.
+pub fn has_extension(name: &std::ffi::CStr) -> bool {
+    // SAFETY: a catalog look-up; missing_ok.
+    unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+/// Ends this worker, whose work is done, without complaint.
+pub fn end() -> ! {
+    // SAFETY: outside any transaction; a worker that is not to be restarted may exit with 0.
+    #[allow(unreachable_code)] // only some versions' bindings know that it does not return
+    unsafe {
+        pg_sys::proc_exit(0);
+        unreachable!("proc_exit returned")
+    }
+}
+
+/// Calls `f` when this process ends, while shared memory is still there.
+pub fn at_exit(f: fn()) {
+    thread_local!(static AT_EXIT: std::cell::Cell<Option<fn()>> = const { std::cell::Cell::new(None) });
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn on_exit(_code: std::ffi::c_int, _arg: pg_sys::Datum) {
+        if let Some(f) = AT_EXIT.get() {
+            f();
+        }
+    }
+    AT_EXIT.set(Some(f));
+    // SAFETY: the function stays loaded.
+    unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0)) };
+}
+
+/// Waits up to this long for a condition, looking every few milliseconds, serving interrupts.
+pub fn wait_until(most: Duration, condition: impl Fn() -> bool) -> bool {
+    let start = std::time::Instant::now();
+    while !condition() {
+        if start.elapsed() > most {
+            return false;
+        }
+        super::latch::sleep(5, pg_sys::PG_WAIT_EXTENSION);
+    }
+    true
+}
+
+/// Declares the main functions of background workers: `name => f`, where `f` takes the worker's argument.
+#[macro_export]
+macro_rules! worker_mains {
+    ($($name:ident => $function:path;)*) => {$(
+        #[allow(unsafe_code)] // the entry points have to be exported under the names that workers are registered with
+        const _: () = {
+            #[unsafe(export_name = stringify!($name))]
+            #[::pgrx::pg_guard]
+            extern "C-unwind" fn main(argument: ::pgrx::pg_sys::Datum) {
+                $function(argument.value() as u32)
+            }
+        };
+    )*};
+}

@@ -1,0 +1,559 @@
+//! Making, changing and dropping queues; who may use them. Owns the definition of a queue's tables and its row in
+//! `queue_catalog.queue`. Everything here takes effect at commit.
+//!
+//! The tables are made with the rights of the extension (a caller needs CREATE on schema `queue` and nothing on
+//! the trigger function or on `queue_archive`) and then given to the caller.
+
+use crate::error::{Error, Result};
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::spi::{self, quoted};
+use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock};
+use crate::pg::user::{self, Right};
+use crate::pg::{hooks, shmem};
+use crate::queue::resolve::{self, Settings};
+use crate::queue::{args, journal};
+use crate::settings;
+use pgrx::pg_sys;
+use std::ops::RangeInclusive;
+
+fn oid(relation: u32) -> Value {
+    Value::of(pg_sys::Oid::from(relation))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let why = if name.is_empty() {
+        "It is empty."
+    } else if name.len() > settings::NAME_BYTES_MAX {
+        "A queue's name is its table's name: it has at most 63 bytes."
+    } else {
+        return Ok(());
+    };
+    Err(Error::NameInvalid { name: name.to_owned(), why })
+}
+
+fn real(args: &Args, position: usize, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+    match args.value(position).get::<f64>() {
+        Some(value) if !range.contains(&value) => {
+            Err(Error::argument(name, value, format!("{} to {}", range.start(), range.end())))
+        }
+        other => Ok(other),
+    }
+}
+
+/// What `queue_create` and `queue_alter` were given: positions 1 to 17 are the same in both.
+struct Given {
+    settings: Settings,
+    dead_letter_queue: Option<String>,
+}
+
+fn given(args: &Args, base: Settings) -> Result<Given> {
+    let mut s = base;
+    let duration = |position, name, range| args::duration(args.value(position), name, range);
+    if let Some(us) = duration(1, "visibility_timeout", settings::LEASE_US)? {
+        s.visibility_timeout_us = us;
+    }
+    s.max_deliveries = args::number(args, 2, "max_deliveries", s.max_deliveries, settings::DELIVERIES)?;
+    let dead_letter_queue = args.value(3).text();
+    if let Some(us) = duration(4, "retry_delay", settings::DELAY_US)? {
+        s.retry_delay_us = us;
+    }
+    if let Some(factor) = real(args, 5, "retry_backoff", settings::BACKOFF)? {
+        s.retry_backoff = factor;
+    }
+    if let Some(us) = duration(6, "retry_delay_max", settings::DELAY_US)? {
+        s.retry_delay_max_us = us;
+    }
+    if let Some(part) = real(args, 7, "retry_jitter", settings::JITTER)? {
+        s.retry_jitter = part;
+    }
+    let is_zero = |position| args.value(position).interval().is_none_or(|i| i == (0, 0, 0));
+    args::unbuilt(is_zero(8), "message_ttl")?;
+    args::unbuilt(is_zero(9), "archive_retention")?;
+    args::unbuilt(args.value(10).i64().unwrap_or(0) == 0, "max_length")?;
+    args::unbuilt(args.value(11).text().is_none_or(|o| o == "reject"), "overflow")?;
+    let window = args.value(12).interval();
+    args::unbuilt(window.is_none_or(|i| i == (0, 0, 5 * 60 * settings::SECOND_US)), "dedup_window")?;
+    args::unbuilt(is_zero(13), "priority_ageing")?;
+    args::unbuilt(!args::flag(args, 14, false), "group_fairness")?;
+    s.require_lease = args::flag(args, 15, s.require_lease);
+    args::unbuilt(!args::flag(args, 16, false), "durable_leases")?;
+    Ok(Given { settings: s, dead_letter_queue })
+}
+
+/// The table of a dead-letter queue, checked: it exists, is no circle, and the queue's owner may send to it.
+fn dead_letter_target(queue: &str, relation: Option<u32>, owner: u32, target: &str) -> Result<Option<u32>> {
+    if target.is_empty() {
+        return Ok(None);
+    }
+    let circle = |hint: &str| Error::Arguments {
+        message: format!("queue \"{target}\" cannot be the dead-letter queue of \"{queue}\""),
+        hint: Some(hint.to_owned()),
+    };
+    if target == queue {
+        return Err(circle("A queue cannot be its own dead-letter queue."));
+    }
+    let unknown = || Error::QueueUnknown { queue: target.to_owned() };
+    let table = resolve::find_table(target).ok_or_else(unknown)?;
+    let mut next = Some(resolve::read_settings(table).ok_or_else(unknown)?.1);
+    // A chain is as long as there are queues; none is a circle yet, so it ends.
+    while let Some(Settings { dead_letter_queue: Some(after), .. }) = next {
+        if Some(after) == relation {
+            return Err(circle("Its dead letters would come back."));
+        }
+        next = resolve::read_settings(after).map(|(_, settings)| settings);
+    }
+    if !user::role_has_rights(owner, table, &[Right::Insert]) {
+        return Err(Error::Denied {
+            action: "send dead letters to",
+            queue: target.to_owned(),
+            needs: "INSERT on its table for the queue's owner".into(),
+        });
+    }
+    Ok(Some(table))
+}
+
+fn run_ddl(statement: &str) {
+    spi::run(statement, &[], &[]);
+}
+
+/// `queue_create`.
+pub fn queue_create(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    check_name(&name)?;
+    if !shmem::is_available() {
+        return Err(Error::NotPreloaded);
+    }
+    let given = given(args, Settings::DEFAULT)?;
+    let (is_unlogged, if_not_exists) = (args::flag(args, 17, false), args::flag(args, 18, false));
+    let schema = user::schema(c"queue").ok_or_else(|| Error::Unknown {
+        kind: "schema",
+        name: "queue".into(),
+        hint: Some("Run CREATE EXTENSION pg_queue.".into()),
+    })?;
+    if !user::may_create_in(schema) {
+        return Err(Error::Denied { action: "create", queue: name, needs: "CREATE on schema queue".into() });
+    }
+    if let Some(existing) = resolve::find_table(&name) {
+        return match resolve::read_settings(existing) {
+            Some((_, settings)) if if_not_exists => {
+                notice_differences(&name, args, &settings, &given);
+                Ok(Value::of(false))
+            }
+            _ => Err(Error::QueueExists { queue: name }),
+        };
+    }
+    let owner = user::current();
+    let dead_letter_queue = match &given.dead_letter_queue {
+        Some(target) => dead_letter_target(&name, None, owner, target)?,
+        None => None,
+    };
+    let relation = user::acting_as_extension(|| make_tables(&name, owner, is_unlogged))
+        .ok_or_else(|| Error::Broken { queue: name.clone(), detail: "Its table was not made.".into() })?;
+    let archive = user::schema(c"queue_archive").and_then(|schema| user::relation(schema, &name)).unwrap_or(0);
+    let s = &given.settings;
+    user::acting_as_extension(|| {
+        spi::run(
+            "INSERT INTO queue_catalog.queue (queue, archive, visibility_timeout, max_deliveries, \
+             dead_letter_queue, retry_delay, retry_backoff, retry_delay_max, retry_jitter, require_lease) \
+             VALUES ($1::pg_catalog.regclass, $2::pg_catalog.regclass, $3, $4, $5::pg_catalog.regclass, $6, $7, \
+             $8, $9, $10)",
+            &[
+                pg_sys::OIDOID,
+                pg_sys::OIDOID,
+                pg_sys::INTERVALOID,
+                pg_sys::INT8OID,
+                pg_sys::OIDOID,
+                pg_sys::INTERVALOID,
+                pg_sys::FLOAT8OID,
+                pg_sys::INTERVALOID,
+                pg_sys::FLOAT8OID,
+                pg_sys::BOOLOID,
+            ]
+            .map(u32::from),
+            &[
+                oid(relation),
+                oid(archive),
+                Value::of_interval_us(s.visibility_timeout_us),
+                Value::of(s.max_deliveries),
+                dead_letter_queue.map_or(Value::NULL, oid),
+                Value::of_interval_us(s.retry_delay_us),
+                Value::of(s.retry_backoff),
+                Value::of_interval_us(s.retry_delay_max_us),
+                Value::of(s.retry_jitter),
+                Value::of(s.require_lease),
+            ],
+        );
+    });
+    journal::created(relation)?;
+    Ok(Value::of(true))
+}
+
+/// The tables, their indexes and triggers, owned by `owner`. Returns the queue's table.
+fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
+    let table = quoted(name);
+    let kind = if is_unlogged { "UNLOGGED TABLE" } else { "TABLE" };
+    let columns = "enqueued_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
+        visible_at pg_catalog.timestamptz, \
+        delivery_count pg_catalog.int4 NOT NULL DEFAULT 0, \
+        priority pg_catalog.int2 NOT NULL DEFAULT 0, \
+        group_key pg_catalog.text, \
+        headers pg_catalog.jsonb, \
+        message pg_catalog.jsonb NOT NULL, \
+        last_error pg_catalog.text";
+    run_ddl(&format!(
+        "CREATE {kind} queue.{table} (msg_id pg_catalog.int8 GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, {columns})"
+    ));
+    run_ddl(&format!(
+        "CREATE {kind} queue_archive.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}, \
+         archived_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
+         archive_reason pg_catalog.text)"
+    ));
+    let relation = user::relation(user::schema(c"queue")?, name)?;
+    let archive = user::relation(user::schema(c"queue_archive")?, name)?;
+    // Helpers are named by oid, so that no two queues' collide, however long their names are.
+    run_ddl(&format!(
+        "CREATE INDEX queue_due_{relation} ON queue.{table} (visible_at) WHERE visible_at IS NOT NULL"
+    ));
+    run_ddl(&format!("CREATE INDEX queue_archive_{archive} ON queue_archive.{table} (msg_id)"));
+    run_ddl(&format!(
+        "CREATE TRIGGER pg_queue_change AFTER INSERT OR UPDATE ON queue.{table} \
+         FOR EACH ROW EXECUTE FUNCTION queue.on_change()"
+    ));
+    run_ddl(&format!(
+        "CREATE TRIGGER pg_queue_truncate AFTER TRUNCATE ON queue.{table} \
+         FOR EACH STATEMENT EXECUTE FUNCTION queue.on_change()"
+    ));
+    // Also where session_replication_role = replica: logical replication, some restores.
+    run_ddl(&format!(
+        "ALTER TABLE queue.{table} ENABLE ALWAYS TRIGGER pg_queue_change, \
+         ENABLE ALWAYS TRIGGER pg_queue_truncate"
+    ));
+    let owner = quoted(&user::role_name(owner));
+    run_ddl(&format!("ALTER TABLE queue.{table} OWNER TO {owner}"));
+    run_ddl(&format!("ALTER TABLE queue_archive.{table} OWNER TO {owner}"));
+    Some(relation)
+}
+
+fn notice_differences(name: &str, args: &Args, is: &Settings, given: &Given) {
+    let mut differ = Vec::new();
+    let wanted = &given.settings;
+    let given_at = |position: usize| !args.value(position).is_null();
+    let dead_letter_queue = is.dead_letter_queue.and_then(user::relation_name).unwrap_or_default();
+    let all = [
+        ("visibility_timeout", given_at(1) && is.visibility_timeout_us != wanted.visibility_timeout_us),
+        ("max_deliveries", given_at(2) && is.max_deliveries != wanted.max_deliveries),
+        ("dead_letter_queue", given.dead_letter_queue.as_ref().is_some_and(|d| *d != dead_letter_queue)),
+        ("retry_delay", given_at(4) && is.retry_delay_us != wanted.retry_delay_us),
+        ("retry_backoff", given_at(5) && is.retry_backoff != wanted.retry_backoff),
+        ("retry_delay_max", given_at(6) && is.retry_delay_max_us != wanted.retry_delay_max_us),
+        ("retry_jitter", given_at(7) && is.retry_jitter != wanted.retry_jitter),
+        ("require_lease", given_at(15) && is.require_lease != wanted.require_lease),
+    ];
+    for (setting, differs) in all {
+        if differs {
+            differ.push(setting);
+        }
+    }
+    if differ.is_empty() {
+        pgrx::notice!("queue \"{name}\" already exists");
+    } else {
+        pgrx::notice!("queue \"{name}\" already exists with other settings: {}", differ.join(", "));
+    }
+}
+
+/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other.
+fn find(name: &str, mode: u32) -> Result<(u32, u32, Settings)> {
+    if !shmem::is_available() {
+        return Err(Error::NotPreloaded);
+    }
+    let unknown = || Error::QueueUnknown { queue: name.to_owned() };
+    loop {
+        let relation = resolve::find_table(name).ok_or_else(unknown)?;
+        table::lock(relation, mode);
+        if resolve::find_table(name) == Some(relation) {
+            let (archive, settings) = resolve::read_settings(relation).ok_or_else(unknown)?;
+            return Ok((relation, archive, settings));
+        }
+        table::unlock(relation, mode);
+    }
+}
+
+fn check_owner(name: &str, relation: u32, action: &'static str) -> Result<()> {
+    if user::is_owner(relation) {
+        return Ok(());
+    }
+    Err(Error::Denied { action, queue: name.to_owned(), needs: "ownership of its table".into() })
+}
+
+/// Writes settings and has every backend and the dispatcher take them in at commit.
+fn store(relation: u32, s: &Settings) -> Result<()> {
+    user::acting_as_extension(|| {
+        spi::run(
+            "UPDATE queue_catalog.queue SET visibility_timeout = $2, max_deliveries = $3, \
+             dead_letter_queue = $4::pg_catalog.regclass, retry_delay = $5, retry_backoff = $6, \
+             retry_delay_max = $7, retry_jitter = $8, require_lease = $9, paused = $10 \
+             WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
+            &[
+                pg_sys::OIDOID,
+                pg_sys::INTERVALOID,
+                pg_sys::INT8OID,
+                pg_sys::OIDOID,
+                pg_sys::INTERVALOID,
+                pg_sys::FLOAT8OID,
+                pg_sys::INTERVALOID,
+                pg_sys::FLOAT8OID,
+                pg_sys::BOOLOID,
+                pg_sys::BOOLOID,
+            ]
+            .map(u32::from),
+            &[
+                oid(relation),
+                Value::of_interval_us(s.visibility_timeout_us),
+                Value::of(s.max_deliveries),
+                s.dead_letter_queue.map_or(Value::NULL, oid),
+                Value::of_interval_us(s.retry_delay_us),
+                Value::of(s.retry_backoff),
+                Value::of_interval_us(s.retry_delay_max_us),
+                Value::of(s.retry_jitter),
+                Value::of(s.require_lease),
+                Value::of(s.paused),
+            ],
+        );
+    });
+    hooks::invalidate_relation(relation);
+    journal::configured(relation, s.policy())
+}
+
+/// A lock that lets messages flow and one alteration at a time.
+const ALTER_LOCK: u32 = pg_sys::ShareUpdateExclusiveLock;
+
+/// `queue_alter`: null leaves a setting as it is.
+pub fn queue_alter(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let (relation, _, before) = find(&name, ALTER_LOCK)?;
+    check_owner(&name, relation, "alter")?;
+    let mut given = given(args, before)?;
+    if let Some(target) = &given.dead_letter_queue {
+        let owner = user::owner(relation);
+        given.settings.dead_letter_queue = dead_letter_target(&name, Some(relation), owner, target)?;
+    }
+    store(relation, &given.settings)?;
+    Ok(Value::of(true))
+}
+
+fn set_paused(args: &Args, paused: bool) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let (relation, _, before) = find(&name, ALTER_LOCK)?;
+    if !user::has_rights(relation, &[Right::Truncate]) {
+        let action = if paused { "pause" } else { "resume" };
+        return Err(Error::Denied { action, queue: name, needs: "TRUNCATE on its table".into() });
+    }
+    let changes = before.paused != paused;
+    if changes {
+        store(relation, &Settings { paused, ..before })?;
+    }
+    Ok(Value::of(changes))
+}
+
+/// `queue_pause`: true if it was not paused.
+pub fn queue_pause(args: &Args) -> Result<Value> {
+    set_paused(args, true)
+}
+
+/// `queue_resume`: true if it was paused.
+pub fn queue_resume(args: &Args) -> Result<Value> {
+    set_paused(args, false)
+}
+
+/// `queue_drop`.
+pub fn queue_drop(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let force = args::flag(args, 1, false);
+    let (relation, archive, _) = match find(&name, AccessExclusiveLock) {
+        Err(Error::QueueUnknown { .. }) => return Ok(Value::of(false)),
+        found => found?,
+    };
+    check_owner(&name, relation, "drop")?;
+    let targets = user::acting_as_extension(|| {
+        spi::run(
+            "SELECT c.relname::pg_catalog.text FROM queue_catalog.queue q JOIN pg_catalog.pg_class c \
+             ON c.oid OPERATOR(pg_catalog.=) q.queue::pg_catalog.oid \
+             WHERE q.dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
+            &[pg_sys::OIDOID.into()],
+            &[oid(relation)],
+        )
+    });
+    if !force {
+        if let Some(of) = targets.rows.first().and_then(|row| row[0].text()) {
+            return Err(Error::DeadLetterTarget { queue: name, of });
+        }
+        let archive_name = user::relation_name(archive).unwrap_or_default();
+        let is_empty = spi_is_empty(&format!("queue.{}", quoted(&name)))
+            && (archive_name.is_empty() || spi_is_empty(&format!("queue_archive.{}", quoted(&archive_name))));
+        if !is_empty {
+            return Err(Error::NotEmpty { queue: name });
+        }
+    }
+    user::acting_as_extension(|| {
+        // Queues that sent their dead letters here send them to their archives from now on.
+        spi::run(
+            "UPDATE queue_catalog.queue SET dead_letter_queue = NULL \
+             WHERE dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
+            &[pg_sys::OIDOID.into()],
+            &[oid(relation)],
+        );
+        spi::run(
+            "DELETE FROM queue_catalog.queue WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
+            &[pg_sys::OIDOID.into()],
+            &[oid(relation)],
+        );
+    });
+    for row in &targets.rows {
+        if let Some(of) = row[0].text().and_then(|of| resolve::find_table(&of)) {
+            hooks::invalidate_relation(of);
+        }
+    }
+    // As the caller, who owns both.
+    run_ddl(&format!("DROP TABLE queue.{}", quoted(&name)));
+    if let Some(archive) = user::relation_name(archive) {
+        run_ddl(&format!("DROP TABLE queue_archive.{}", quoted(&archive)));
+    }
+    Ok(Value::of(true))
+}
+
+fn spi_is_empty(table: &str) -> bool {
+    spi::run(&format!("SELECT FROM ONLY {table} LIMIT 1"), &[], &[]).processed == 0
+}
+
+/// `queue_purge`: deletes every message, also what is leased; returns how many.
+pub fn queue_purge(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    if !user::has_rights(queue.relation, &[Right::Truncate]) {
+        return Err(Error::Denied { action: "purge", queue: name, needs: "TRUNCATE on its table".into() });
+    }
+    // A DELETE rather than a TRUNCATE: it waits for no reader and keeps none waiting. Whoever has TRUNCATE may
+    // empty the table, so the deletion itself needs no further right.
+    let outcome = user::acting_as(user::owner(queue.relation), || {
+        spi::run(&format!("DELETE FROM {}", queue.table_name()), &[], &[])
+    });
+    Ok(Value::of(outcome.processed as i64))
+}
+
+fn rights_of(capability: &str) -> Result<(&'static str, &'static str)> {
+    match capability {
+        "send" => Ok(("INSERT", "")),
+        "observe" => Ok(("SELECT", "SELECT")),
+        "consume" => Ok(("SELECT, UPDATE, DELETE", "")),
+        "admin" => Ok(("SELECT, UPDATE, DELETE, TRUNCATE", "SELECT")),
+        _ => Err(Error::Argument {
+            argument: "capability",
+            value: format!("\"{capability}\""),
+            allowed: "send, observe, consume, admin".into(),
+        }),
+    }
+}
+
+fn change_grants(args: &Args, verb: &str, preposition: &str) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let role = args::text(args, 1, "role")?;
+    let capability = args::text(args, 2, "capability")?;
+    let (on_queue, on_archive) = rights_of(&capability)?;
+    let (_, archive, _) = find(&name, pg_sys::AccessShareLock)?;
+    let role = if role == "public" {
+        "PUBLIC".to_owned()
+    } else if user::role_exists(&role) {
+        quoted(&role)
+    } else {
+        return Err(Error::Unknown { kind: "role", name: role, hint: None });
+    };
+    // Plain statements of the caller's, so that Postgres decides who may grant what.
+    run_ddl(&format!("{verb} {on_queue} ON TABLE queue.{} {preposition} {role}", quoted(&name)));
+    if let (false, Some(archive)) = (on_archive.is_empty(), user::relation_name(archive)) {
+        run_ddl(&format!(
+            "{verb} {on_archive} ON TABLE queue_archive.{} {preposition} {role}",
+            quoted(&archive)
+        ));
+    }
+    Ok(Value::of(true))
+}
+
+/// `queue_grant`.
+pub fn queue_grant(args: &Args) -> Result<Value> {
+    change_grants(args, "GRANT", "TO")
+}
+
+/// `queue_revoke`.
+pub fn queue_revoke(args: &Args) -> Result<Value> {
+    change_grants(args, "REVOKE", "FROM")
+}
+
+/// The channel on which the worker will notify of a queue: `queue_<name>`, hashed beyond 63 bytes.
+pub fn channel(name: &str) -> String {
+    let channel = format!("queue_{name}");
+    if channel.len() <= settings::NAME_BYTES_MAX {
+        return channel;
+    }
+    // FNV-1a, 64 bits: the hash only has to be the same for whoever listens.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("queue_{hash:016x}")
+}
+
+/// `queue_list`: a row for each queue that the caller may use in any way; pg_monitor sees all.
+pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
+    let outcome = user::acting_as_extension(|| {
+        spi::look(
+            "SELECT c.oid, c.relname::pg_catalog.text, pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text, \
+             q.visibility_timeout, q.max_deliveries, COALESCE(d.relname::pg_catalog.text, ''), q.retry_delay, \
+             q.retry_backoff, q.retry_delay_max, q.retry_jitter, q.require_lease, \
+             c.relpersistence OPERATOR(pg_catalog.=) 'u', q.paused, q.created_at \
+             FROM queue_catalog.queue q \
+             JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) q.queue::pg_catalog.oid \
+             LEFT JOIN pg_catalog.pg_class d ON d.oid OPERATOR(pg_catalog.=) q.dead_letter_queue::pg_catalog.oid \
+             ORDER BY c.relname",
+            &[],
+            &[],
+        )
+    });
+    let sees_all = user::is_monitor();
+    let zero = Value::of_interval_us(0);
+    for row in outcome.rows {
+        let relation: u32 = row[0].get::<pg_sys::Oid>().map_or(0, Into::into);
+        let is_seen = sees_all
+            || user::is_owner(relation)
+            || [Right::Insert, Right::Select, Right::Update, Right::Delete, Right::Truncate]
+                .iter()
+                .any(|right| user::has_rights(relation, &[*right]));
+        if !is_seen {
+            continue;
+        }
+        let name = row[1].text().unwrap_or_default();
+        rows.emit([
+            row[1],
+            row[2],
+            row[3],
+            row[4],
+            row[5],
+            row[6],
+            row[7],
+            row[8],
+            row[9],
+            zero,                                                      // message_ttl
+            zero,                                                      // archive_retention
+            Value::of(0i64),                                           // max_length
+            Value::of("reject"),                                       // overflow
+            Value::of_interval_us(5 * 60 * settings::SECOND_US),       // dedup_window
+            zero,                                                      // priority_ageing
+            Value::of(false),                                          // group_fairness
+            row[10],
+            Value::of(false),                                          // durable_leases
+            row[11],
+            row[12],
+            Value::of(channel(&name)),
+            row[13],
+        ]);
+    }
+    Ok(())
+}

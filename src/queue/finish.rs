@@ -1,0 +1,248 @@
+//! Finishing: the message is pinned in the dispatcher, its row verified and deleted, in the caller's own
+//! transaction. At commit the pin becomes nothing, at rollback it comes off ([`super::journal`]).
+//!
+//! The order: pin under the dispatcher's lock (that is where the fence is checked), then, outside it, a snapshot,
+//! then verify what lies at the address, then delete there, the snapshot still held so that the place cannot be
+//! reused meanwhile. A row that another transaction moved is looked up again.
+
+use crate::error::{Error, Result};
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::table::{Deleted, Record, RowExclusiveLock, Snapshot, Table};
+use crate::pg::user::Right;
+use crate::pg::{latch, spi};
+use crate::queue::journal::{self, Own, OwnThen};
+use crate::queue::resolve::{self, For, Queue};
+use crate::queue::take::find;
+use crate::queue::{args, column, dead_letter};
+use pgrx::pg_sys;
+use queue_dispatch::{Fence, Pin, Pinned, QueueRef, Tid, CHUNK_MAX};
+use std::collections::HashMap;
+
+/// What becomes of a finished message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// It is deleted.
+    No,
+    /// It moves to the queue's archive.
+    Archive,
+}
+
+/// Deletes a row that was just found under `snapshot`; follows it if another transaction moved it.
+pub fn delete_row(
+    queue: &Queue, table: &Table, tid: Tid, msg_id: i64, snapshot: &Snapshot,
+) -> Result<Deleted> {
+    if !table.is_plain_for_delete() {
+        let plan = queue.plan(For::Delete, || {
+            spi::prepare(
+                &format!("DELETE FROM {} WHERE msg_id OPERATOR(pg_catalog.=) $1", queue.table_name()),
+                &[pg_sys::INT8OID.into()],
+            )
+        });
+        let outcome = plan.run(&[Value::of(msg_id)], Some(snapshot));
+        return Ok(if outcome.processed == 1 { Deleted::Ok } else { Deleted::Gone });
+    }
+    let mut result = table.delete(tid, snapshot, true);
+    // Each round another transaction has updated the row and committed; nobody does that for ever.
+    const ROUNDS_MAX: usize = 1_000;
+    for _ in 0..ROUNDS_MAX {
+        if result != Deleted::Moved {
+            break;
+        }
+        pgrx::check_for_interrupts!();
+        let again = Snapshot::latest();
+        result = match table.lookup(queue.key, msg_id, &again) {
+            Some(record) => table.delete(record.tid(), &again, true),
+            None => Deleted::Gone,
+        };
+        again.done();
+    }
+    Ok(result)
+}
+
+/// A message pinned by this transaction, or without a slot, to be dealt with in the heap.
+pub struct Held {
+    /// The message.
+    pub msg_id: i64,
+    /// What the dispatcher knew of it; `None`: it could have no slot.
+    pub pinned: Option<Pinned>,
+}
+
+/// Which fence a call without a lease rests on: within the transaction that read the message, that lease.
+fn fence_of(lease_id: Option<i64>, msg_id: i64, mine: &HashMap<i64, i64>) -> Fence {
+    match lease_id.or_else(|| mine.get(&msg_id).copied()) {
+        Some(lease_id) => Fence::Lease(lease_id),
+        None => Fence::Any,
+    }
+}
+
+/// Pins what may be pinned of these (at most [`CHUNK_MAX`]) messages. The journal takes them off again if the
+/// transaction fails.
+pub fn pin(
+    queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool,
+) -> Result<(QueueRef, Vec<Held>)> {
+    debug_assert!(ids.len() <= CHUNK_MAX);
+    journal::reserve(2 * ids.len())?;
+    let mine = journal::leases_of(queue.at());
+    let me = latch::my_proc();
+    let mut pins = Vec::with_capacity(ids.len());
+    let at = queue.with(|arena, at, now, fx| {
+        pins.clear();
+        for (msg_id, lease_id) in ids {
+            let fence = if cancel { Fence::NotLeased } else { fence_of(*lease_id, *msg_id, &mine) };
+            // Within capacity: nothing allocates under the lock.
+            pins.push(arena.pin(at, *msg_id, fence, me, now, fx));
+        }
+        at
+    })?;
+    let mut held = Vec::with_capacity(ids.len());
+    for ((msg_id, _), pin) in ids.iter().zip(&pins) {
+        match pin {
+            Pin::Done(pinned) => {
+                journal::pinned(at, *msg_id);
+                held.push(Held { msg_id: *msg_id, pinned: Some(*pinned) });
+            }
+            Pin::NoSlot => held.push(Held { msg_id: *msg_id, pinned: None }),
+            Pin::Lost | Pin::Busy => {}
+        }
+    }
+    for one in &held {
+        if one.pinned.is_none() {
+            journal::unslotted(queue.relation, one.msg_id)?;
+        }
+    }
+    Ok((at, held))
+}
+
+/// Finishes messages; calls `done` with the id of each one that was, in the order of `ids`.
+pub fn finish(
+    name: &str, ids: &[(i64, Option<i64>)], strict: bool, keep: Keep, done: &mut dyn FnMut(i64),
+) -> Result<()> {
+    let queue = resolve::open(name, RowExclusiveLock)?;
+    queue.check("finish messages of", &[Right::Delete], "DELETE on its table")?;
+    for (_, lease_id) in ids {
+        queue.check_lease(*lease_id)?;
+    }
+    for chunk in ids.chunks(CHUNK_MAX) {
+        let finished = finish_chunk(&queue, chunk, keep, false)?;
+        for (msg_id, _) in chunk {
+            if finished.contains(msg_id) {
+                done(*msg_id);
+            } else if strict {
+                return Err(Error::Lost { queue: queue.name.clone(), msg_id: *msg_id });
+            }
+        }
+        pgrx::check_for_interrupts!();
+    }
+    Ok(())
+}
+
+fn finish_chunk(
+    queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: bool,
+) -> Result<std::collections::HashSet<i64>> {
+    let mut finished = std::collections::HashSet::with_capacity(ids.len());
+    let mut others = Vec::with_capacity(ids.len());
+    let mut own = Vec::new();
+    for (msg_id, lease_id) in ids {
+        match journal::local_find(queue.relation, *msg_id, *lease_id) {
+            Own::No => others.push((*msg_id, *lease_id)),
+            Own::Yes(_, held) if cancel && held != 0 => {}
+            Own::Yes(row, _) => own.push(row),
+            Own::Lost => {}
+        }
+    }
+    let (_, held) = if others.is_empty() { (queue.at(), Vec::new()) } else { pin(queue, &others, cancel)? };
+    if held.is_empty() && own.is_empty() {
+        return Ok(finished);
+    }
+    crate::wait_point!("finish-verify");
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else {
+        return Err(Error::QueueUnknown { queue: queue.name.clone() });
+    };
+    let targets = held
+        .iter()
+        .map(|h| {
+            let tid = h.pinned.map_or(Tid::default(), |p| p.tid);
+            (h.msg_id, tid, h.pinned.map_or(0, |p| p.count))
+        })
+        .chain(own.iter().map(|row| (row.msg_id, row.tid, row.count)));
+    for (msg_id, tid, count) in targets {
+        // A row that is not there: the pin stays until the end of the transaction. If this transaction itself
+        // deleted the row and rolls back, the message is where it was.
+        let Some(record) = find(queue, &table, tid, msg_id, &snapshot) else { continue };
+        let archived = (keep == Keep::Archive).then(|| dead_letter::copy(&record, count));
+        if delete_row(queue, &table, record.tid(), msg_id, &snapshot)? == Deleted::Ok {
+            if let Some(row) = archived {
+                dead_letter::archive(queue, row, "archived")?;
+            }
+            finished.insert(msg_id);
+        }
+    }
+    crate::wait_point!("finish-deleted");
+    table.close(None, true);
+    snapshot.done();
+    for row in own {
+        if finished.contains(&row.msg_id) {
+            journal::local_set(queue.relation, row.msg_id, OwnThen::Finish)?;
+        }
+    }
+    Ok(finished)
+}
+
+fn finish_one(args: &Args, keep: Keep) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let msg_id = args::msg_id(args, 1)?;
+    let mut was_finished = false;
+    finish(&name, &[(msg_id, args::lease_id(args, 2))], args::flag(args, 3, false), keep, &mut |_| {
+        was_finished = true;
+    })?;
+    Ok(Value::of(was_finished))
+}
+
+fn finish_batch(args: &Args, rows: &mut Rows, keep: Keep) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let ids = args::ids(args, 1, 2)?;
+    finish(&name, &ids, args::flag(args, 3, false), keep, &mut |msg_id| rows.emit([Value::of(msg_id)]))
+}
+
+/// `queue_delete`.
+pub fn queue_delete(args: &Args) -> Result<Value> {
+    finish_one(args, Keep::No)
+}
+
+/// `queue_archive`.
+pub fn queue_archive(args: &Args) -> Result<Value> {
+    finish_one(args, Keep::Archive)
+}
+
+/// `queue_delete_batch`.
+pub fn queue_delete_batch(args: &Args, rows: &mut Rows) -> Result<()> {
+    finish_batch(args, rows, Keep::No)
+}
+
+/// `queue_archive_batch`.
+pub fn queue_archive_batch(args: &Args, rows: &mut Rows) -> Result<()> {
+    finish_batch(args, rows, Keep::Archive)
+}
+
+/// `queue_cancel`: deletes a message unless somebody holds it.
+pub fn queue_cancel(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let msg_id = args::msg_id(args, 1)?;
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    queue.check("cancel messages of", &[Right::Delete], "DELETE on its table")?;
+    let finished = finish_chunk(&queue, &[(msg_id, None)], Keep::No, true)?;
+    Ok(Value::of(finished.contains(&msg_id)))
+}
+
+/// The row of a pinned message, for retry and the like.
+pub fn pinned_record(queue: &Queue, table: &Table, held: &Held, snapshot: &Snapshot) -> Option<Record> {
+    let tid = held.pinned.map_or(Tid::default(), |p| p.tid);
+    find(queue, table, tid, held.msg_id, snapshot)
+}
+
+/// Deliveries that a message has had, by the dispatcher and by its row.
+pub fn deliveries(held: &Held, record: &Record) -> u32 {
+    let in_row = record.value(column::DELIVERY_COUNT).get::<i32>().unwrap_or(0).max(0) as u32;
+    held.pinned.map_or(0, |p| p.count).max(in_row)
+}

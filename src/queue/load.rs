@@ -1,0 +1,132 @@
+//! Loading a queue's messages from its table into the dispatcher: by primary key from the mark, and by due time.
+//! Owns the order of things (begin, then snapshot, then walk, then end; see `queue_dispatch`'s `load`); decides
+//! nothing about which message gets a slot. Writes nothing.
+
+use crate::error::Result;
+use crate::pg::table::{Snapshot, Table};
+use crate::pg::{latch, shmem};
+use crate::queue::journal::{self, Loading};
+use crate::queue::resolve::Queue;
+use crate::queue::row_of;
+use crate::queue::column;
+use queue_dispatch::{LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_MARK};
+
+/// Rows per hold of the lock.
+const CHUNK: usize = 256;
+
+/// What came of an attempt to load.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loaded {
+    /// A load was made; all that has room has a slot.
+    Done,
+    /// There is nothing to load.
+    Nothing,
+    /// Another backend is at it.
+    Busy,
+    /// There is no room.
+    Full,
+}
+
+/// Loads from the mark on, if there is one. The transaction must have no id, and hold a lock on the table.
+pub fn walk(queue: &Queue) -> Result<Loaded> {
+    let me = latch::my_proc();
+    let (start, at) = queue.with(|arena, at, _, _| (arena.load_begin(at, me), at))?;
+    let from = match start {
+        LoadStart::From(id) => id,
+        LoadStart::Nothing => return Ok(Loaded::Nothing),
+        LoadStart::Busy => return Ok(Loaded::Busy),
+        LoadStart::Full => return Ok(Loaded::Full),
+    };
+    journal::loading(Some(Loading::Walk { at, stopped_at: from }));
+    crate::wait_point!("load-snapshot");
+    let snapshot = Snapshot::latest();
+    let mut stopped_at = NO_MARK;
+    if let Some(table) = Table::open(queue.relation, None) {
+        let mut walk = table.walk(queue.key, from, false, &snapshot);
+        let mut chunk: Vec<Row> = Vec::with_capacity(CHUNK);
+        loop {
+            let row = walk.next().map(|record| row_of(&record));
+            let is_end = row.is_none();
+            chunk.extend(row);
+            if chunk.len() == CHUNK || is_end {
+                if let Some(full_at) = file(at, &chunk)? {
+                    stopped_at = full_at;
+                    break;
+                }
+                if is_end {
+                    break;
+                }
+                let last = chunk.last().map_or(from, |row| row.msg_id);
+                journal::loading(Some(Loading::Walk { at, stopped_at: last.saturating_add(1) }));
+                chunk.clear();
+                pgrx::check_for_interrupts!();
+                crate::wait_point!("load-row");
+            }
+        }
+        walk.end();
+        table.close(None, true);
+    }
+    snapshot.done();
+    journal::loading(None);
+    shmem::with_arena(|arena, _, fx| arena.load_end(at, me, stopped_at, fx))?;
+    Ok(Loaded::Done)
+}
+
+/// Gives each row its slot; returns the id of the first that has no room.
+fn file(at: QueueRef, rows: &[Row]) -> Result<Option<i64>> {
+    shmem::with_arena(|arena, now, fx| {
+        rows.iter().find(|row| arena.load_row(at, **row, now, fx) == LoadRow::Full).map(|row| row.msg_id)
+    })
+}
+
+/// Scans for what is due soon, if anything is. The same conditions.
+pub fn scan(queue: &Queue) -> Result<Loaded> {
+    let me = latch::my_proc();
+    let (start, at) = queue.with(|arena, at, now, _| (arena.scan_begin(at, me, now), at))?;
+    let (after_us, until_us) = match start {
+        ScanStart::Range { after_us, until_us } => (after_us, until_us),
+        ScanStart::Nothing => return Ok(Loaded::Nothing),
+        ScanStart::Busy => return Ok(Loaded::Busy),
+    };
+    journal::loading(Some(Loading::Scan { at, reached_us: after_us }));
+    crate::wait_point!("scan-snapshot");
+    let snapshot = Snapshot::latest();
+    let (mut reached_us, mut beyond_us) = (until_us, NEVER_US);
+    if let Some(table) = Table::open(queue.relation, None) {
+        let mut walk = table.walk_times(queue.due, after_us, NEVER_US - 1, &snapshot);
+        let mut chunk: Vec<Row> = Vec::with_capacity(CHUNK);
+        loop {
+            let record = walk.next();
+            let due_us = record.and_then(|r| r.value(column::VISIBLE_AT).time_us());
+            let is_end = due_us.is_none_or(|due| due > until_us);
+            if is_end {
+                beyond_us = due_us.unwrap_or(NEVER_US);
+            } else {
+                chunk.extend(record.map(|r| row_of(&r)));
+            }
+            if chunk.len() == CHUNK || is_end {
+                if let Some(full_at) = file(at, &chunk)? {
+                    let due = chunk.iter().find(|row| row.msg_id == full_at).and_then(|row| row.visible_at_us);
+                    beyond_us = due.unwrap_or(after_us);
+                    reached_us = beyond_us.saturating_sub(1);
+                    break;
+                }
+                if is_end {
+                    break;
+                }
+                if let Some(last) = chunk.last().and_then(|row| row.visible_at_us) {
+                    // Others may be due at the very same time.
+                    journal::loading(Some(Loading::Scan { at, reached_us: last.saturating_sub(1) }));
+                }
+                chunk.clear();
+                pgrx::check_for_interrupts!();
+            }
+        }
+        walk.end();
+        table.close(None, true);
+    }
+    snapshot.done();
+    journal::loading(None);
+    shmem::with_arena(|arena, now, fx| arena.scan_end(at, me, reached_us, beyond_us, now, fx))?;
+    Ok(Loaded::Done)
+}

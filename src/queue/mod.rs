@@ -1,0 +1,54 @@
+//! The verbs, and what each does when its transaction commits or does not.
+//!
+//! A message's way: [`send`] writes the row; at commit [`journal`] publishes it to the dispatcher; [`take`]
+//! leases it and fetches its row, after [`load`] has brought in what has no slot; [`finish`] pins it and deletes
+//! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`resolve`] knows which table a
+//! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good, [`peek`]
+//! looks.
+
+pub mod admin;
+pub mod args;
+pub mod dead_letter;
+pub mod finish;
+pub mod journal;
+pub mod load;
+pub mod peek;
+pub mod resolve;
+pub mod retry;
+pub mod send;
+pub mod take;
+
+/// A queue table's columns, by number: their names are the table's definition in `admin`.
+pub mod column {
+    /// bigint, the primary key.
+    pub const MSG_ID: usize = 1;
+    /// timestamptz.
+    pub const ENQUEUED_AT: usize = 2;
+    /// timestamptz, null = at once.
+    pub const VISIBLE_AT: usize = 3;
+    /// integer: deliveries known when the row was written.
+    pub const DELIVERY_COUNT: usize = 4;
+    /// smallint.
+    pub const PRIORITY: usize = 5;
+    /// text.
+    pub const GROUP_KEY: usize = 6;
+    /// jsonb.
+    pub const HEADERS: usize = 7;
+    /// jsonb.
+    pub const MESSAGE: usize = 8;
+    /// text.
+    pub const LAST_ERROR: usize = 9;
+}
+
+use crate::pg::table::Record;
+use queue_dispatch::Row;
+
+/// What the dispatcher must know of a row.
+pub fn row_of(record: &Record) -> Row {
+    Row {
+        msg_id: record.value(column::MSG_ID).i64().unwrap_or(0),
+        tid: record.tid(),
+        visible_at_us: record.value(column::VISIBLE_AT).time_us(),
+        count: record.value(column::DELIVERY_COUNT).get::<i32>().unwrap_or(0).max(0) as u32,
+    }
+}

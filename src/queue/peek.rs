@@ -1,0 +1,118 @@
+//! Looking at a queue's messages: rows and where each one stands. Leases nothing, changes nothing.
+
+use crate::error::{Error, Result};
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::clock;
+use crate::pg::table::{AccessShareLock, Record, Snapshot, Table};
+use crate::pg::user::Right;
+use crate::queue::resolve::{self, Queue};
+use crate::queue::{args, column, row_of};
+use queue_dispatch::{Now, State, View};
+
+/// Where a message stands, in the words of the reference.
+fn state_of(view: Option<View>, record: &Record, now: Now) -> &'static str {
+    let by_row = || if row_of(record).due_us(now).is_some() { "delayed" } else { "ready" };
+    match view {
+        None => by_row(),
+        Some(view) => match view.state {
+            State::Ready | State::Free | State::Untracked => by_row(),
+            State::Delayed if view.deadline_us <= now.mono_us => by_row(),
+            State::Delayed => "delayed",
+            State::Leased if view.deadline_us <= now.mono_us => by_row(),
+            State::Leased => "leased",
+            State::Pinned => "finishing",
+            State::Exhausted => "exhausted",
+        },
+    }
+}
+
+const STATES: [&str; 5] = ["ready", "delayed", "leased", "finishing", "exhausted"];
+
+/// `queue_peek`.
+pub fn queue_peek(args: &Args, rows: &mut Rows) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let quantity = args::quantity(args, 1, 10)?;
+    let wanted = args.value(3).text();
+    if let Some(wanted) = &wanted {
+        if !STATES.contains(&wanted.as_str()) {
+            return Err(Error::argument("state", format!("\"{wanted}\""), STATES.join(", ")));
+        }
+    }
+    let ids: Option<Vec<i64>> = if args.value(2).is_null() {
+        None
+    } else {
+        let mut ids = Vec::new();
+        for id in args::array(args, 2, "msg_ids")? {
+            ids.push(id.i64().ok_or(Error::Null { argument: "msg_ids", hint: None })?);
+        }
+        Some(ids)
+    };
+    let queue = resolve::open(&name, AccessShareLock)?;
+    queue.check("look at", &[Right::Select], "SELECT on its table")?;
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(()) };
+    let mut shown = 0;
+    let mut show = |record: &Record| -> Result<bool> {
+        if show_one(&queue, record, wanted.as_deref(), rows)? {
+            shown += 1;
+        }
+        Ok(shown < quantity)
+    };
+    match ids {
+        Some(ids) => {
+            for msg_id in ids {
+                if let Some(record) = table.lookup(queue.key, msg_id, &snapshot) {
+                    if !show(&record)? {
+                        break;
+                    }
+                }
+            }
+        }
+        None => {
+            let mut walk = table.walk(queue.key, i64::MIN, false, &snapshot);
+            while let Some(record) = walk.next() {
+                pgrx::check_for_interrupts!();
+                if !show(&record)? {
+                    break;
+                }
+            }
+            walk.end();
+        }
+    }
+    table.close(None, true);
+    snapshot.done();
+    Ok(())
+}
+
+fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Rows) -> Result<bool> {
+    let row = row_of(record);
+    let view = queue.with(|arena, at, _, _| arena.view(at, row.msg_id))?;
+    let now = clock::now();
+    let state = state_of(view, record, now);
+    if wanted.is_some_and(|wanted| wanted != state) {
+        return Ok(false);
+    }
+    let leased = view.filter(|_| state == "leased");
+    let wall_of = |mono_us: i64| now.wall_us.saturating_add(mono_us.saturating_sub(now.mono_us));
+    let visible_at = match view {
+        Some(view) if state == "leased" || state == "delayed" => Value::of_time_us(wall_of(view.deadline_us)),
+        _ => record.value(column::VISIBLE_AT),
+    };
+    rows.emit([
+        record.value(column::MSG_ID),
+        leased.map_or(Value::NULL, |view| Value::of(view.lease_id)),
+        Value::of(i64::from(view.map_or(row.count, |view| view.count.max(row.count)))),
+        record.value(column::ENQUEUED_AT),
+        leased.map_or(Value::NULL, |view| Value::of_time_us(wall_of(view.deadline_us))),
+        Value::of(i64::from(record.value(column::PRIORITY).get::<i16>().unwrap_or(0))),
+        record.value(column::GROUP_KEY),
+        record.value(column::LAST_ERROR),
+        record.value(column::HEADERS),
+        record.value(column::MESSAGE),
+        Value::of(state),
+        Value::NULL, // consumer: not built
+        leased.map_or(Value::NULL, |view| Value::of(i64::from(view.pid))),
+        visible_at,
+    ]);
+    Ok(true)
+}

@@ -1,0 +1,377 @@
+//! From a queue's name to its table, settings and place in the dispatcher. Owns this backend's cache of that,
+//! which lives until Postgres says that one of its tables changed.
+//!
+//! The order matters: the table is locked first, which also takes in what other sessions changed, and only then
+//! is the cache believed. So a name never means another table than the one that is locked.
+
+use crate::error::{Error, Result};
+use crate::pg::call::Value;
+use crate::pg::table::{self, Snapshot, Table};
+use crate::pg::user::{self, Right};
+use crate::pg::{hooks, shmem, spi, xact};
+use crate::queue::column;
+use crate::settings;
+use pgrx::pg_sys;
+use queue_dispatch::{Arena, Effects, Now, Policy, QueueRef};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A queue's settings, as in `queue_catalog.queue`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Length of a lease unless the read says otherwise, microseconds.
+    pub visibility_timeout_us: i64,
+    /// Deliveries of a message before it is moved away; 0 = no limit.
+    pub max_deliveries: i64,
+    /// Table of the dead-letter queue.
+    pub dead_letter_queue: Option<u32>,
+    /// See `Policy`.
+    pub retry_delay_us: i64,
+    /// See `Policy`.
+    pub retry_backoff: f64,
+    /// See `Policy`.
+    pub retry_delay_max_us: i64,
+    /// See `Policy`.
+    pub retry_jitter: f64,
+    /// A finish, retry or extend must name the lease.
+    pub require_lease: bool,
+    /// Reads return nothing.
+    pub paused: bool,
+}
+
+impl Settings {
+    /// SQL.md's defaults.
+    pub const DEFAULT: Settings = Settings {
+        visibility_timeout_us: 30 * settings::SECOND_US,
+        max_deliveries: 20,
+        dead_letter_queue: None,
+        retry_delay_us: Policy::DEFAULT.retry_delay_us,
+        retry_backoff: Policy::DEFAULT.retry_backoff,
+        retry_delay_max_us: Policy::DEFAULT.retry_delay_max_us,
+        retry_jitter: Policy::DEFAULT.retry_jitter,
+        require_lease: false,
+        paused: false,
+    };
+
+    /// The part that the dispatcher needs.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            retry_delay_us: self.retry_delay_us,
+            retry_delay_max_us: self.retry_delay_max_us,
+            retry_backoff: self.retry_backoff,
+            retry_jitter: self.retry_jitter,
+            max_deliveries: self.max_deliveries.clamp(0, i64::from(u32::MAX)) as u32,
+            paused: self.paused,
+        }
+    }
+}
+
+/// A queue that this backend knows.
+pub struct Queue {
+    /// Its name, which is its table's.
+    pub name: String,
+    /// Its table.
+    pub relation: u32,
+    /// Its archive's table.
+    pub archive: u32,
+    /// The primary key's index.
+    pub key: u32,
+    /// The index on `visible_at`.
+    pub due: u32,
+    /// Its settings.
+    pub settings: Settings,
+    /// Its place in the dispatcher.
+    at: Cell<QueueRef>,
+    /// Kept plans, by what they are for.
+    plans: RefCell<[Option<spi::Plan>; PLANS]>,
+}
+
+/// What a kept plan is for.
+#[derive(Clone, Copy)]
+pub enum For {
+    /// `send`: one row.
+    Send,
+    /// `send`: a batch.
+    SendBatch,
+    /// `finish`: deletion through the executor.
+    Delete,
+    /// `retry`: the row's new state.
+    Retry,
+    /// `finish`: into the archive.
+    Archive,
+}
+
+const PLANS: usize = 5;
+
+thread_local! {
+    static CACHE: RefCell<HashMap<String, Rc<Queue>>> = RefCell::new(HashMap::new());
+    /// A Bloom filter of the cached tables, one bit each: the invalidation callback may look at nothing else.
+    static CACHED: Cell<[u64; 4]> = const { Cell::new([0; 4]) };
+    /// Queues that are no longer cached but in use somewhere up the stack.
+    static RETIRED: Cell<Vec<Rc<Queue>>> = const { Cell::new(Vec::new()) };
+    static IS_STALE: Cell<bool> = const { Cell::new(false) };
+}
+
+fn filter_bit(relation: u32) -> (usize, u64) {
+    let bit = relation.wrapping_mul(0x9e37_79b9) >> 24;
+    ((bit / 64) as usize, 1 << (bit % 64))
+}
+
+/// Something about a relation (0: about all) changed. Called from anywhere, in the midst of anything.
+pub fn invalidated(relation: u32) {
+    let (word, bit) = filter_bit(relation);
+    if relation == 0 || CACHED.get()[word] & bit != 0 {
+        IS_STALE.set(true);
+    }
+}
+
+fn cached(name: &str) -> Option<Rc<Queue>> {
+    if IS_STALE.get() {
+        let old = CACHE.with_borrow_mut(std::mem::take);
+        CACHED.set([0; 4]);
+        IS_STALE.set(false);
+        let mut retired = RETIRED.take();
+        retired.extend(old.into_values());
+        // A plan may be running right now, when a user's trigger calls us in the midst of it: such a queue's
+        // plans are freed the next time round.
+        retired.retain(|queue| {
+            let is_used = Rc::strong_count(queue) > 1;
+            if !is_used {
+                for plan in queue.plans.take().into_iter().flatten() {
+                    plan.free();
+                }
+            }
+            is_used
+        });
+        RETIRED.set(retired);
+        return None;
+    }
+    CACHE.with_borrow(|cache| cache.get(name).cloned())
+}
+
+/// Finds a queue and locks its table in `mode`, until the transaction's end or [`Queue::unlock`].
+pub fn open(name: &str, mode: u32) -> Result<Rc<Queue>> {
+    if !shmem::is_available() {
+        return Err(Error::NotPreloaded);
+    }
+    hooks::watch_relations();
+    let unknown = || Error::QueueUnknown { queue: name.to_owned() };
+    loop {
+        if let Some(queue) = cached(name) {
+            table::lock(queue.relation, mode);
+            if cached(name).is_some_and(|again| again.relation == queue.relation) {
+                return Ok(queue);
+            }
+            table::unlock(queue.relation, mode);
+            continue;
+        }
+        let relation = find_table(name).ok_or_else(unknown)?;
+        table::lock(relation, mode);
+        if find_table(name) != Some(relation) {
+            table::unlock(relation, mode);
+            continue; // renamed or dropped while we waited for the lock
+        }
+        let queue = Rc::new(read(name, relation)?.ok_or_else(unknown)?);
+        attach(&queue)?;
+        let (word, bit) = filter_bit(relation);
+        let mut filter = CACHED.get();
+        filter[word] |= bit;
+        CACHED.set(filter);
+        CACHE.with_borrow_mut(|cache| cache.insert(name.to_owned(), queue.clone()));
+        return Ok(queue);
+    }
+}
+
+/// The table of that name in schema `queue`.
+pub fn find_table(name: &str) -> Option<u32> {
+    if name.is_empty() || name.len() > settings::NAME_BYTES_MAX || name.contains('\0') {
+        return None;
+    }
+    user::relation(user::schema(c"queue")?, name)
+}
+
+fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
+    let Some((archive, settings)) = read_settings(relation) else { return Ok(None) };
+    let broken = |detail: &str| Error::Broken { queue: name.to_owned(), detail: detail.to_owned() };
+    let Some(table) = Table::open(relation, None) else { return Ok(None) };
+    let columns = table.columns();
+    let key = table.primary_key();
+    let due = table::index_on(&table, column::VISIBLE_AT as i16);
+    let is_heap = table.is_heap();
+    table.close(None, true);
+    if !is_heap {
+        return Err(broken("It is not an ordinary table in heap storage."));
+    }
+    if !columns_are_ours(&columns) {
+        return Err(broken("Its first nine columns are not those that queue_create made."));
+    }
+    let key = key.ok_or_else(|| broken("It has no primary key yet."))?;
+    let due = due.ok_or_else(|| broken("It has no index on visible_at."))?;
+    Ok(Some(Queue {
+        name: name.to_owned(),
+        relation,
+        archive,
+        key,
+        due,
+        settings,
+        at: Cell::new(QueueRef { epoch: 0, generation: 0, index: 0 }),
+        plans: RefCell::new([None; PLANS]),
+    }))
+}
+
+/// Whether a table's columns are those of a queue, as far as they matter here.
+pub fn columns_are_ours(columns: &[(String, u32)]) -> bool {
+    let expected = [
+        ("msg_id", pg_sys::INT8OID),
+        ("enqueued_at", pg_sys::TIMESTAMPTZOID),
+        ("visible_at", pg_sys::TIMESTAMPTZOID),
+        ("delivery_count", pg_sys::INT4OID),
+        ("priority", pg_sys::INT2OID),
+        ("group_key", pg_sys::TEXTOID),
+        ("headers", pg_sys::JSONBOID),
+        ("message", pg_sys::JSONBOID),
+        ("last_error", pg_sys::TEXTOID),
+    ];
+    columns.len() >= expected.len()
+        && expected
+            .iter()
+            .zip(columns)
+            .all(|((name, oid), (column, is))| name == column && u32::from(*oid) == *is)
+}
+
+/// A queue's archive and settings, as they are committed now (or changed by this transaction).
+pub fn read_settings(relation: u32) -> Option<(u32, Settings)> {
+    const STATEMENT: &str = "SELECT archive::pg_catalog.oid, visibility_timeout, max_deliveries, \
+        dead_letter_queue::pg_catalog.oid, retry_delay, retry_backoff, retry_delay_max, retry_jitter, \
+        require_lease, paused FROM queue_catalog.queue \
+        WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass";
+    let snapshot = Snapshot::latest();
+    let outcome = user::acting_as_extension(|| {
+        spi::look(STATEMENT, &[pg_sys::OIDOID.into()], &[Value::of(pg_sys::Oid::from(relation))])
+    });
+    snapshot.done();
+    let row = outcome.rows.first()?;
+    let us = |value: Value| value.interval().map_or(0, |(_, days, us)| i64::from(days) * settings::DAY_US + us);
+    Some((
+        row[0].get::<pg_sys::Oid>()?.into(),
+        Settings {
+            visibility_timeout_us: us(row[1]),
+            max_deliveries: row[2].i64()?,
+            dead_letter_queue: row[3].get::<pg_sys::Oid>().map(Into::into),
+            retry_delay_us: us(row[4]),
+            retry_backoff: row[5].get()?,
+            retry_delay_max_us: us(row[6]),
+            retry_jitter: row[7].get()?,
+            require_lease: row[8].get()?,
+            paused: row[9].get()?,
+        },
+    ))
+}
+
+/// Gives the queue its place in the dispatcher. The place comes first, then the settings are read under a fresh
+/// snapshot: an alteration that commits in between changes the place's version, and they are read again.
+fn attach(queue: &Queue) -> Result<()> {
+    crate::wait_point!("attach");
+    loop {
+        let database = user::database();
+        let (at, is_configured, version) = shmem::with_arena(|arena, now, _| {
+            let at = arena.queue_attach(database, queue.relation, now.wall_us)?;
+            let (is_configured, version) = arena.queue_config_state(at)?;
+            Some((at, is_configured, version))
+        })?
+        .ok_or_else(|| Error::Full {
+            what: "too many queues are in use",
+            hint: "Raise pg_queue.max_queues and restart the server.".into(),
+        })?;
+        queue.at.set(at);
+        if is_configured {
+            return Ok(());
+        }
+        let Some((_, settings)) = read_settings(queue.relation) else {
+            return Err(Error::QueueUnknown { queue: queue.name.clone() });
+        };
+        if shmem::with_arena(|arena, _, _| arena.queue_configure(at, version, settings.policy()))? {
+            return Ok(());
+        }
+    }
+}
+
+impl Queue {
+    /// Its place in the dispatcher when it was last used.
+    pub fn at(&self) -> QueueRef {
+        self.at.get()
+    }
+
+    /// Releases a lock that [`open`] took.
+    pub fn unlock(&self, mode: u32) {
+        table::unlock(self.relation, mode);
+    }
+
+    /// Does `f` to the queue in the dispatcher, attaching it again if it has lost its place.
+    pub fn with<R>(&self, mut f: impl FnMut(&mut Arena, QueueRef, Now, &mut Effects) -> R) -> Result<R> {
+        loop {
+            let at = self.at.get();
+            let result = shmem::with_arena(|arena, now, fx| {
+                arena.is_current(at).then(|| f(arena, at, now, fx))
+            })?;
+            match result {
+                Some(result) => return Ok(result),
+                None => attach(self)?,
+            }
+        }
+    }
+
+    /// Refuses one who lacks rights on the table, or whom row-level security would show only some of it.
+    pub fn check(&self, action: &'static str, rights: &[Right], needs: &str) -> Result<()> {
+        if !user::has_rights(self.relation, rights) {
+            return Err(Error::Denied { action, queue: self.name.clone(), needs: needs.to_owned() });
+        }
+        if rights.contains(&Right::Select) || rights.contains(&Right::Delete) {
+            self.check_row_security(action)?;
+        }
+        Ok(())
+    }
+
+    fn check_row_security(&self, action: &'static str) -> Result<()> {
+        if user::is_row_filtered(self.relation) {
+            return Err(Error::Unsupported {
+                what: format!("cannot {action} queue \"{}\" under row-level security", self.name),
+                hint: Some("Use a role that bypasses row-level security.".into()),
+            });
+        }
+        Ok(())
+    }
+
+    /// A kept plan, prepared when it is first asked for. Its text names the table, whose name cannot change
+    /// while it is locked; when it changes, the cache forgets the plan.
+    pub fn plan(&self, purpose: For, prepare: impl FnOnce() -> spi::Plan) -> spi::Plan {
+        let known = self.plans.borrow()[purpose as usize];
+        known.unwrap_or_else(|| {
+            let plan = prepare();
+            self.plans.borrow_mut()[purpose as usize] = Some(plan);
+            plan
+        })
+    }
+
+    /// The table's qualified, quoted name.
+    pub fn table_name(&self) -> String {
+        format!("queue.{}", spi::quoted(&self.name))
+    }
+
+    /// Refuses a call without a lease where the queue wants one.
+    pub fn check_lease(&self, lease_id: Option<i64>) -> Result<()> {
+        if lease_id.is_none() && self.settings.require_lease {
+            return Err(Error::Null {
+                argument: "lease_id",
+                hint: Some("This queue was created with require_lease: give the lease_id that queue_read returned."),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether this transaction may load: one with an id of its own would see its own uncommitted rows.
+pub fn may_load() -> bool {
+    !xact::has_id() && !xact::is_standby()
+}

@@ -1,0 +1,351 @@
+//! What ends a delivery without finishing the message: retry, reject, release, extend. A retry rewrites the row
+//! (its new address is published at commit), a release and an extension write nothing.
+
+use crate::error::Result;
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
+use crate::pg::user::Right;
+use crate::pg::{clock, latch, shmem, spi};
+use crate::queue::finish::{self, Held};
+use crate::queue::journal::{self, Own, OwnThen, Then};
+use crate::queue::resolve::{self, For, Queue};
+use crate::queue::{args, dead_letter};
+use crate::settings;
+use pgrx::pg_sys;
+use queue_dispatch::{backoff_us, Fence, QueueRef, Row, CHUNK_MAX};
+
+/// Writes a failed or released delivery into the row: when it is due, how often it was delivered, why it failed.
+fn rewrite(
+    queue: &Queue, msg_id: i64, visible_at: Value, count: u32, error: Value, snapshot: &Snapshot,
+) -> Option<Row> {
+    let plan = queue.plan(For::Retry, || {
+        spi::prepare(
+            &format!(
+                "UPDATE {} SET visible_at = $2, delivery_count = $3, \
+                 last_error = COALESCE($4, last_error) WHERE msg_id OPERATOR(pg_catalog.=) $1",
+                queue.table_name()
+            ),
+            &[
+                pg_sys::INT8OID.into(),
+                pg_sys::TIMESTAMPTZOID.into(),
+                pg_sys::INT4OID.into(),
+                pg_sys::TEXTOID.into(),
+            ],
+        )
+    });
+    let count = count.min(i32::MAX as u32);
+    let (outcome, row) = journal::rewriting(|| {
+        plan.run(&[Value::of(msg_id), visible_at, Value::of(count as i32), error], Some(snapshot))
+    });
+    // Without the trigger the address is not known: the primary key will be asked.
+    (outcome.processed == 1).then(|| {
+        row.unwrap_or(Row {
+            msg_id,
+            tid: queue_dispatch::Tid::default(),
+            visible_at_us: visible_at.time_us(),
+            count,
+        })
+    })
+}
+
+/// A message that this transaction may deal with: pinned, or its own.
+struct Mine {
+    held: Held,
+    at: QueueRef,
+    is_own: bool,
+    /// The lease it is under, 0 for none.
+    lease_id: i64,
+}
+
+fn hold(queue: &Queue, msg_id: i64, lease_id: Option<i64>) -> Result<Option<Mine>> {
+    match journal::local_find(queue.relation, msg_id, lease_id) {
+        Own::Lost => Ok(None),
+        Own::Yes(row, lease_id) => {
+            let pinned = queue_dispatch::Pinned { tid: row.tid, count: row.count, lease_id };
+            let held = Held { msg_id, pinned: Some(pinned) };
+            Ok(Some(Mine { held, at: queue.at(), is_own: true, lease_id }))
+        }
+        Own::No => {
+            let (at, held) = finish::pin(queue, &[(msg_id, lease_id)], false)?;
+            Ok(held.into_iter().next().map(|held| {
+                let lease_id = held.pinned.map_or(0, |p| p.lease_id);
+                Mine { held, at, is_own: false, lease_id }
+            }))
+        }
+    }
+}
+
+impl Mine {
+    fn then_wait(&self, queue: &Queue, row: Row) -> Result<()> {
+        if self.is_own {
+            journal::local_set(queue.relation, row.msg_id, OwnThen::Wait(row))
+        } else {
+            journal::pinned_then(self.at, row.msg_id, Then::Refile(row));
+            Ok(())
+        }
+    }
+
+    fn then_gone(&self, queue: &Queue) -> Result<()> {
+        if self.is_own {
+            journal::local_set(queue.relation, self.held.msg_id, OwnThen::Finish)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the pin off again, at once.
+    fn let_go(&self) -> Result<()> {
+        if !self.is_own && self.held.pinned.is_some() {
+            let me = latch::my_proc();
+            let msg_id = self.held.msg_id;
+            journal::unpinned(self.at, msg_id);
+            shmem::with_arena(|arena, now, fx| arena.pin_undo(self.at, msg_id, me, now, fx))?;
+        }
+        Ok(())
+    }
+}
+
+fn error_text(args: &Args, position: usize) -> Option<String> {
+    args.value(position).text().map(|mut text| {
+        if text.len() > settings::ERROR_BYTES_MAX {
+            let end = (0..=settings::ERROR_BYTES_MAX).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+            text.truncate(end);
+        }
+        text
+    })
+}
+
+/// Deletes the message and moves it to where its queue's failures go; `None` if it was gone already.
+fn bury(
+    queue: &Queue, table: &Table, record: &Record, count: u32, reason: &str, error: Option<&str>,
+    snapshot: &Snapshot, msg_id: i64,
+) -> Result<Option<&'static str>> {
+    let copied = dead_letter::copy(record, count);
+    match finish::delete_row(queue, table, record.tid(), msg_id, snapshot)? {
+        Deleted::Ok => Ok(Some(dead_letter::bury(queue, copied, reason, error)?)),
+        _ => Ok(None),
+    }
+}
+
+/// `queue_retry`: outcome and the time of the next delivery.
+pub fn queue_retry(args: &Args, rows: &mut Rows) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let msg_id = args::msg_id(args, 1)?;
+    let lease_id = args::lease_id(args, 2);
+    let error = error_text(args, 3);
+    let delay_us = args::duration(args.value(4), "delay", settings::DELAY_US)?;
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    queue.check("retry messages of", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
+    queue.check_lease(lease_id)?;
+    let (outcome, visible_at) = retry(&queue, msg_id, lease_id, error.as_deref(), delay_us)?;
+    rows.emit([Value::of(outcome), visible_at]);
+    Ok(())
+}
+
+fn retry(
+    queue: &Queue, msg_id: i64, lease_id: Option<i64>, error: Option<&str>, delay_us: Option<i64>,
+) -> Result<(&'static str, Value)> {
+    const LOST: (&str, Value) = ("lost", Value::NULL);
+    let Some(mine) = hold(queue, msg_id, lease_id)? else { return Ok(LOST) };
+    crate::wait_point!("finish-verify");
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(LOST) };
+    let mut result = LOST;
+    if let Some(record) = finish::pinned_record(queue, &table, &mine.held, &snapshot) {
+        let count = finish::deliveries(&mine.held, &record);
+        let policy = queue.settings.policy();
+        if policy.is_exhausted(count) {
+            let buried =
+                bury(queue, &table, &record, count, "max_deliveries", error, &snapshot, msg_id)?;
+            if let Some(outcome) = buried {
+                mine.then_gone(queue)?;
+                result = (outcome, Value::NULL);
+            }
+        } else {
+            let random = (msg_id as u64) ^ (mine.lease_id as u64).rotate_left(32);
+            let wait_us = delay_us.unwrap_or_else(|| backoff_us(&policy, count.max(1), random));
+            let now_us = clock::now().wall_us;
+            let due_us = now_us.saturating_add(wait_us);
+            let visible_at = if wait_us == 0 { Value::NULL } else { Value::of_time_us(due_us) };
+            let error = error.map_or(Value::NULL, Value::of);
+            if let Some(row) = rewrite(queue, msg_id, visible_at, count, error, &snapshot) {
+                mine.then_wait(queue, row)?;
+                result = ("retried", Value::of_time_us(due_us));
+            }
+        }
+    }
+    table.close(None, true);
+    snapshot.done();
+    Ok(result)
+}
+
+/// `queue_reject`: failed for good.
+pub fn queue_reject(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let msg_id = args::msg_id(args, 1)?;
+    let lease_id = args::lease_id(args, 2);
+    let error = error_text(args, 3);
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    queue.check("reject messages of", &[Right::Select, Right::Delete], "SELECT and DELETE on its table")?;
+    queue.check_lease(lease_id)?;
+    let Some(mine) = hold(&queue, msg_id, lease_id)? else { return Ok(Value::of("lost")) };
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(Value::of("lost")) };
+    let mut outcome = "lost";
+    if let Some(record) = finish::pinned_record(&queue, &table, &mine.held, &snapshot) {
+        let count = finish::deliveries(&mine.held, &record);
+        let buried =
+            bury(&queue, &table, &record, count, "rejected", error.as_deref(), &snapshot, msg_id)?;
+        if let Some(done) = buried {
+            mine.then_gone(&queue)?;
+            outcome = done;
+        }
+    }
+    table.close(None, true);
+    snapshot.done();
+    Ok(Value::of(outcome))
+}
+
+/// `queue_release`: given back and not counted.
+pub fn queue_release(args: &Args, rows: &mut Rows) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let ids = args::ids(args, 1, 2)?;
+    let delay_us = args::duration(args.value(3), "delay", settings::DELAY_US)?.filter(|us| *us > 0);
+    let lock = if delay_us.is_some() { RowExclusiveLock } else { AccessShareLock };
+    let queue = resolve::open(&name, lock)?;
+    queue.check("release messages of", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
+    for (_, lease_id) in &ids {
+        queue.check_lease(*lease_id)?;
+    }
+    for (msg_id, lease_id) in ids {
+        if release(&queue, msg_id, lease_id, delay_us)? {
+            rows.emit([Value::of(msg_id)]);
+        }
+    }
+    Ok(())
+}
+
+fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i64>) -> Result<bool> {
+    let Some(mine) = hold(queue, msg_id, lease_id)? else { return Ok(false) };
+    if mine.lease_id == 0 {
+        mine.let_go()?; // nobody holds it: there is nothing to give back
+        return Ok(false);
+    }
+    let count = mine.held.pinned.map_or(0, |p| p.count).saturating_sub(1);
+    let Some(delay_us) = delay_us else {
+        if mine.is_own {
+            if let Own::Yes(row, _) = journal::local_find(queue.relation, msg_id, lease_id) {
+                journal::local_set(queue.relation, msg_id, OwnThen::Wait(Row { count, ..row }))?;
+            }
+        } else {
+            journal::pinned_then(mine.at, msg_id, Then::Release);
+        }
+        return Ok(true);
+    };
+    let snapshot = Snapshot::latest();
+    let visible_at = Value::of_time_us(clock::now().wall_us.saturating_add(delay_us));
+    let row = rewrite(queue, msg_id, visible_at, count, Value::NULL, &snapshot);
+    snapshot.done();
+    if let Some(row) = row {
+        mine.then_wait(queue, row)?;
+    }
+    Ok(row.is_some())
+}
+
+/// Lets a lease end `timeout_us` from now; returns that time (wall clock), or `None` if it is lost.
+fn extend(
+    queue: &Queue, ids: &[(i64, Option<i64>)], timeout_us: i64, mut done: impl FnMut(i64, i64),
+) -> Result<()> {
+    let mine = journal::leases_of(queue.at());
+    for (msg_id, lease_id) in ids {
+        let now = clock::now();
+        let (until_us, wall_us) =
+            (now.mono_us.saturating_add(timeout_us), now.wall_us.saturating_add(timeout_us));
+        match journal::local_find(queue.relation, *msg_id, *lease_id) {
+            Own::Yes(_, held) if held != 0 => {
+                journal::local_set(queue.relation, *msg_id, OwnThen::Until(until_us))?;
+                done(*msg_id, wall_us);
+                continue;
+            }
+            Own::Yes(..) | Own::Lost => continue,
+            Own::No => {}
+        }
+        let fence = match lease_id.or_else(|| mine.get(msg_id).copied()) {
+            Some(lease_id) => Fence::Lease(lease_id),
+            None => Fence::Any,
+        };
+        let extended = queue
+            .with(|arena, at, now, fx| Some((arena.extend(at, *msg_id, fence, until_us, now, fx)?, at)))?;
+        let Some(((ends_us, held), at)) = extended else { continue };
+        if until_us < ends_us {
+            journal::shorten(at, *msg_id, held, until_us)?;
+        }
+        done(*msg_id, wall_us);
+    }
+    Ok(())
+}
+
+fn open_to_extend(args: &Args, ids: &[(i64, Option<i64>)], timeout: Value) -> Result<(std::rc::Rc<Queue>, i64)> {
+    let name = args::text(args, 0, "queue")?;
+    let timeout_us = args::duration(timeout, "visibility_timeout", settings::LEASE_US)?;
+    let queue = resolve::open(&name, AccessShareLock)?;
+    queue.check("extend leases of", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
+    for (_, lease_id) in ids {
+        queue.check_lease(*lease_id)?;
+    }
+    let timeout_us = timeout_us.unwrap_or(queue.settings.visibility_timeout_us);
+    Ok((queue, timeout_us))
+}
+
+/// `queue_extend`: the time the lease ends, or null.
+pub fn queue_extend(args: &Args) -> Result<Value> {
+    let ids = [(args::msg_id(args, 1)?, args::lease_id(args, 2))];
+    let (queue, timeout_us) = open_to_extend(args, &ids, args.value(3))?;
+    let mut result = Value::NULL;
+    extend(&queue, &ids, timeout_us, |_, ends_us| result = Value::of_time_us(ends_us))?;
+    Ok(result)
+}
+
+/// `queue_extend_batch`: the ids whose leases were extended.
+pub fn queue_extend_batch(args: &Args, rows: &mut Rows) -> Result<()> {
+    let ids = args::ids(args, 1, 2)?;
+    let (queue, timeout_us) = open_to_extend(args, &ids, args.value(3))?;
+    for chunk in ids.chunks(CHUNK_MAX) {
+        extend(&queue, chunk, timeout_us, |msg_id, _| rows.emit([Value::of(msg_id)]))?;
+        pgrx::check_for_interrupts!();
+    }
+    Ok(())
+}
+
+/// For the worker: moves messages that had their last delivery, pinned by it, to where failures go. What
+/// another transaction is at is left for later. Returns how many were moved.
+pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Taken]) -> Result<usize> {
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
+    let mut moved = 0;
+    for one in pinned {
+        let found = super::take::find(queue, &table, one.tid, one.msg_id, &snapshot);
+        let Some(record) = found else { continue };
+        let copied = dead_letter::copy(&record, one.count);
+        let deleted = if table.is_plain_for_delete() {
+            table.delete(record.tid(), &snapshot, false)
+        } else {
+            finish::delete_row(queue, &table, record.tid(), one.msg_id, &snapshot)?
+        };
+        match deleted {
+            Deleted::Ok => {
+                dead_letter::bury(queue, copied, "max_deliveries", None)?;
+                moved += 1;
+            }
+            Deleted::Gone => {}
+            Deleted::Moved | Deleted::Busy => {
+                journal::unpinned(at, one.msg_id);
+                let me = latch::my_proc();
+                shmem::with_arena(|arena, now, fx| arena.pin_undo(at, one.msg_id, me, now, fx))?;
+            }
+        }
+    }
+    table.close(None, true);
+    snapshot.done();
+    Ok(moved)
+}
+

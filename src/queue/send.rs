@@ -1,0 +1,234 @@
+//! Sending: a row is inserted, by the executor, under the caller's own rights. What it publishes at commit is
+//! recorded by the trigger on the table ([`on_change`]), which sees plain INSERT, COPY and UPDATE just the same.
+
+use crate::error::{Error, Result};
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::table::{Fired, RowExclusiveLock, Table};
+use crate::pg::{clock, spi};
+use crate::queue::resolve::{self, For, Queue};
+use crate::queue::{args, journal, row_of};
+use crate::settings;
+use pgrx::pg_sys;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::cell::Cell;
+
+/// When a message becomes visible, as its row says it: null for at once.
+fn visible_at(delay: Value, deliver_at: Value) -> Result<Value> {
+    let delay_us = args::duration(delay, "delay", settings::DELAY_US)?;
+    match (delay_us, deliver_at.time_us()) {
+        (Some(_), Some(_)) => Err(Error::Arguments {
+            message: "arguments \"delay\" and \"deliver_at\" exclude each other".into(),
+            hint: Some("Give a duration or a time, not both.".into()),
+        }),
+        (_, Some(i64::MIN | i64::MAX)) => {
+            Err(Error::argument("deliver_at", "infinity", "a finite time"))
+        }
+        (_, Some(at)) => Ok(Value::of_time_us(at)),
+        (None | Some(0), None) => Ok(Value::NULL),
+        (Some(us), None) => Ok(Value::of_time_us(clock::now().wall_us.saturating_add(us))),
+    }
+}
+
+const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
+
+fn no_trigger(queue: &Queue) -> Error {
+    Error::Broken {
+        queue: queue.name.clone(),
+        detail: "Its trigger \"pg_queue_change\" is missing or disabled, so the message would not be noticed."
+            .into(),
+    }
+}
+
+/// `queue_send`: one message; returns its id, or null if a trigger of the table's owner suppressed it.
+pub fn send(args: &Args) -> Result<Value> {
+    let name = args::text(args, 0, "queue")?;
+    let message = args.value(1);
+    if message.is_null() {
+        return Err(Error::Null { argument: "message", hint: Some(MESSAGE_HINT) });
+    }
+    let visible_at = visible_at(args.value(3), args.value(4))?;
+    args::unbuilt(args.value(5).i64().unwrap_or(0) == 0, "priority")?;
+    args::unbuilt(args.value(6).is_null(), "group_key")?;
+    args::unbuilt(args.value(7).is_null(), "dedup_key")?;
+    args::unbuilt(args.value(8).is_null(), "ttl")?;
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    let plan = queue.plan(For::Send, || {
+        spi::prepare(
+            &format!("INSERT INTO {} (visible_at, headers, message) VALUES ($1, $2, $3)", queue.table_name()),
+            &[pg_sys::TIMESTAMPTZOID.into(), pg_sys::JSONBOID.into(), pg_sys::JSONBOID.into()],
+        )
+    });
+    let (outcome, msg_id) = journal::sending_one(queue.relation, || {
+        plan.run(&[visible_at, args.value(2), message], None)
+    });
+    match msg_id {
+        Some(msg_id) => Ok(Value::of(msg_id)),
+        None if outcome.processed == 0 => Ok(Value::NULL),
+        None => Err(no_trigger(&queue)),
+    }
+}
+
+fn send_rows(
+    queue: &Queue, visible_at: Vec<Value>, headers: Vec<Value>, messages: Vec<Value>, rows: &mut Rows,
+) -> Result<()> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let plan = queue.plan(For::SendBatch, || {
+        // The row's number keeps the ids in the order of the input.
+        spi::prepare(
+            &format!(
+                "INSERT INTO {} (visible_at, headers, message) SELECT v, h, m FROM ROWS FROM \
+                 (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) WITH ORDINALITY \
+                 AS input (v, h, m, n) ORDER BY n",
+                queue.table_name()
+            ),
+            &[
+                pg_sys::TIMESTAMPTZARRAYOID.into(),
+                pg_sys::JSONBARRAYOID.into(),
+                pg_sys::JSONBARRAYOID.into(),
+            ],
+        )
+    });
+    let (outcome, ids) = journal::sending(|| {
+        plan.run(
+            &[
+                Value::array(pg_sys::TIMESTAMPTZOID.into(), &visible_at),
+                Value::array(pg_sys::JSONBOID.into(), &headers),
+                Value::array(pg_sys::JSONBOID.into(), &messages),
+            ],
+            None,
+        )
+    });
+    if (ids.len() as u64) < outcome.processed {
+        return Err(no_trigger(queue));
+    }
+    for msg_id in ids {
+        rows.emit([Value::of(msg_id)]);
+    }
+    Ok(())
+}
+
+/// `queue_send_batch`: all or nothing; returns the ids in the order of the input.
+pub fn send_batch(args: &Args, rows: &mut Rows) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let messages = args::array(args, 1, "messages")?;
+    if messages.iter().any(|m| m.is_null()) {
+        return Err(Error::Null { argument: "messages", hint: Some(MESSAGE_HINT) });
+    }
+    let len = messages.len();
+    let headers = args::array_beside(args, 2, "headers", len)?.unwrap_or_else(|| vec![Value::NULL; len]);
+    let visible_at = visible_at(args.value(3), args.value(4))?;
+    args::unbuilt(args.value(5).i64().unwrap_or(0) == 0, "priority")?;
+    args::unbuilt(args.value(6).is_null(), "group_keys")?;
+    args::unbuilt(args.value(7).is_null(), "dedup_keys")?;
+    args::unbuilt(args.value(8).is_null(), "ttl")?;
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    send_rows(&queue, vec![visible_at; len], headers, messages, rows)
+}
+
+/// One element of queue_send_entries' argument. The message stays the text it is: numbers keep every digit.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    message: &'a RawValue,
+    #[serde(borrow, default)]
+    headers: Option<&'a RawValue>,
+    #[serde(default)]
+    delay: Option<String>,
+    #[serde(default)]
+    deliver_at: Option<String>,
+    #[serde(default)]
+    priority: Option<i64>,
+    #[serde(default)]
+    group_key: Option<String>,
+    #[serde(default)]
+    dedup_key: Option<String>,
+    #[serde(default)]
+    ttl: Option<String>,
+}
+
+/// `queue_send_entries`: a JSON array of objects with queue_send's argument names.
+pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let text = args.value(1).jsonb_text().ok_or(Error::Null { argument: "entries", hint: None })?;
+    let raw: Vec<&RawValue> = serde_json::from_str(&text).map_err(|_| Error::Arguments {
+        message: "argument \"entries\" must be a JSON array".into(),
+        hint: Some("Each element is an object with the argument names of queue_send.".into()),
+    })?;
+    if raw.len() > settings::BATCH_MAX {
+        return Err(Error::argument(
+            "entries",
+            format!("{} elements", raw.len()),
+            format!("at most {} elements", settings::BATCH_MAX),
+        ));
+    }
+    let (mut due, mut headers, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, raw) in raw.iter().enumerate() {
+        let problem = |problem: String| Error::Entry { index, problem };
+        let entry: Entry = serde_json::from_str(raw.get()).map_err(|e| problem(e.to_string()))?;
+        args::unbuilt(entry.priority.unwrap_or(0) == 0, "priority")?;
+        args::unbuilt(entry.group_key.is_none(), "group_key")?;
+        args::unbuilt(entry.dedup_key.is_none(), "dedup_key")?;
+        args::unbuilt(entry.ttl.is_none(), "ttl")?;
+        let delay = entry.delay.as_deref().map_or(Value::NULL, Value::of_interval_text);
+        let deliver_at = entry.deliver_at.as_deref().map_or(Value::NULL, Value::of_time_text);
+        due.push(visible_at(delay, deliver_at)?);
+        headers.push(entry.headers.map_or(Value::NULL, |h| Value::of_jsonb_text(h.get())));
+        messages.push(Value::of_jsonb_text(entry.message.get()));
+    }
+    let queue = resolve::open(&name, RowExclusiveLock)?;
+    send_rows(&queue, due, headers, messages, rows)
+}
+
+thread_local! {
+    /// The table last found to have a queue's columns: a trigger fires many times for the same one.
+    static KNOWN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Forgets which table was found to be a queue's.
+pub fn invalidated() {
+    KNOWN.set(0);
+}
+
+/// The trigger on every queue's table, AFTER INSERT OR UPDATE for each row and AFTER TRUNCATE.
+pub fn on_change(args: &Args) -> Result<Value> {
+    let fired = args.fired().ok_or_else(|| Error::Unsupported {
+        what: "this function is the trigger of a queue's table and nothing else".into(),
+        hint: None,
+    })?;
+    match fired {
+        Fired::Truncated(relation) => journal::emptied(relation)?,
+        Fired::Inserted(relation, record) => {
+            check_columns(relation)?;
+            journal::sent(relation, row_of(&record))?;
+        }
+        Fired::Updated(relation, record) => {
+            check_columns(relation)?;
+            journal::updated(relation, row_of(&record))?;
+        }
+    }
+    Ok(Value::no_row())
+}
+
+fn check_columns(relation: u32) -> Result<()> {
+    if KNOWN.get() == relation {
+        return Ok(());
+    }
+    let table = Table::open(relation, None);
+    let is_queue = table.as_ref().is_some_and(|t| resolve::columns_are_ours(&t.columns()));
+    if let Some(table) = table {
+        table.close(None, true);
+    }
+    if !is_queue {
+        return Err(Error::Unsupported {
+            what: "this trigger belongs on tables that queue_create made".into(),
+            hint: None,
+        });
+    }
+    crate::pg::hooks::watch_relations();
+    KNOWN.set(relation);
+    Ok(())
+}

@@ -1,0 +1,447 @@
+//! Reading: messages are leased in the dispatcher, their rows fetched, and nothing is written. Waiting, too.
+//!
+//! The order: lock the table, take, **then** a snapshot, then fetch. A message is published after its commit is
+//! visible, so a snapshot taken after the take sees it. The address in the slot is a hint: what lies there is
+//! compared, and if it is not the message, the primary key is asked, under that same snapshot.
+//!
+//! A sleeping reader holds no lock on the table (unless the transaction had one before) and is in the
+//! dispatcher's lists; its abort callback takes it out again.
+
+use crate::error::{Error, Result};
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
+use crate::pg::user::Right;
+use crate::pg::{clock, latch, shmem};
+use crate::queue::load::{self, Loaded};
+use crate::queue::resolve::{self, Queue};
+use crate::queue::{args, column, journal, row_of};
+use crate::settings::{self, SECOND_US};
+use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX, NEVER_US};
+use std::rc::Rc;
+
+/// One message on its way out.
+pub struct Delivery<'a> {
+    /// Its row.
+    pub record: &'a Record,
+    /// Its lease.
+    pub lease_id: i64,
+    /// Deliveries, this one included.
+    pub count: u32,
+    /// End of the lease, wall clock.
+    pub expires_us: i64,
+}
+
+impl Delivery<'_> {
+    fn values(&self) -> [Value; 10] {
+        [
+            self.record.value(column::MSG_ID),
+            Value::of(self.lease_id),
+            Value::of(i64::from(self.count)),
+            self.record.value(column::ENQUEUED_AT),
+            Value::of_time_us(self.expires_us),
+            Value::of(i64::from(self.record.value(column::PRIORITY).get::<i16>().unwrap_or(0))),
+            self.record.value(column::GROUP_KEY),
+            self.record.value(column::LAST_ERROR),
+            self.record.value(column::HEADERS),
+            self.record.value(column::MESSAGE),
+        ]
+    }
+}
+
+/// What to do with each message that is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Lease,
+    /// Deleted at once, in the same statement.
+    Pop,
+}
+
+fn checked_lock(mode: Mode) -> u32 {
+    if mode == Mode::Pop { RowExclusiveLock } else { AccessShareLock }
+}
+
+fn open(name: &str, mode: Mode) -> Result<Rc<Queue>> {
+    let queue = resolve::open(name, checked_lock(mode))?;
+    match mode {
+        Mode::Lease => {
+            queue.check("read", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
+        }
+        Mode::Pop => queue.check(
+            "pop from",
+            &[Right::Select, Right::Update, Right::Delete],
+            "SELECT, UPDATE and DELETE on its table",
+        )?,
+    }
+    Ok(queue)
+}
+
+/// Takes up to `quantity` messages that are ready; what was sent by this transaction itself comes last.
+fn take_ready(
+    queue: &Queue, quantity: usize, lease_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
+) -> Result<usize> {
+    let mut given = 0;
+    let owner = latch::my_proc();
+    let pid = latch::my_pid();
+    while given < quantity {
+        let mut taken = [Taken::default(); CHUNK_MAX];
+        let want = (quantity - given).min(CHUNK_MAX);
+        journal::reserve(2 * want)?;
+        let (count, at, now) = queue.with(|arena, at, now, fx| {
+            let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), owner, pid };
+            (arena.take(at, lease, now, &mut taken[..want], fx), at, now)
+        })?;
+        let taken = &taken[..count];
+        for one in taken {
+            journal::leased(at, one.msg_id, one.lease_id);
+        }
+        if taken.is_empty() {
+            break;
+        }
+        crate::wait_point!("take-fetch");
+        let expires_us = now.wall_us.saturating_add(lease_us);
+        given += fetch(queue, at, taken, expires_us, mode, give)?;
+        if count < want {
+            break;
+        }
+    }
+    if given < quantity {
+        given += take_own(queue, quantity - given, lease_us, mode, give)?;
+    }
+    Ok(given)
+}
+
+fn fetch(
+    queue: &Queue, at: QueueRef, taken: &[Taken], expires_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
+) -> Result<usize> {
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
+    let mut given = 0;
+    for one in taken {
+        let Some(record) = find(queue, &table, one.tid, one.msg_id, &snapshot) else {
+            shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))?;
+            continue;
+        };
+        let row = row_of(&record);
+        let Some(count) = settle(at, one, row)? else { continue };
+        if mode == Mode::Pop && !delete_leased(queue, at, one, &table, &record, &snapshot)? {
+            continue;
+        }
+        give(Delivery { record: &record, lease_id: one.lease_id, count, expires_us });
+        given += 1;
+    }
+    table.close(None, true);
+    snapshot.done();
+    Ok(given)
+}
+
+/// A message's row: at its address, if that is still it, else by its id.
+pub fn find(
+    queue: &Queue, table: &Table, hint: queue_dispatch::Tid, msg_id: i64, snapshot: &Snapshot,
+) -> Option<Record> {
+    table
+        .fetch(hint, snapshot)
+        .filter(|record| record.value(column::MSG_ID).i64() == Some(msg_id))
+        .or_else(|| table.lookup(queue.key, msg_id, snapshot))
+}
+
+/// Compares a delivery with its row; takes the lock again only where they differ in what matters.
+fn settle(at: QueueRef, one: &Taken, row: Row) -> Result<Option<u32>> {
+    let now = clock::now();
+    if row.due_us(now).is_none() && row.count < one.count {
+        return Ok(Some(one.count));
+    }
+    let settled = shmem::with_arena(|arena, now, fx| arena.settle(at, *one, row, now, fx))?;
+    Ok(match settled {
+        Settled::Deliver(count) => Some(count),
+        Settled::Withdrawn => None,
+    })
+}
+
+fn delete_leased(
+    queue: &Queue, at: QueueRef, one: &Taken, table: &Table, record: &Record, snapshot: &Snapshot,
+) -> Result<bool> {
+    let me = latch::my_proc();
+    let fence = Fence::Lease(one.lease_id);
+    let pin = shmem::with_arena(|arena, now, fx| arena.pin(at, one.msg_id, fence, me, now, fx))?;
+    if !matches!(pin, Pin::Done(_)) {
+        return Ok(false);
+    }
+    journal::pinned(at, one.msg_id);
+    Ok(super::finish::delete_row(queue, table, record.tid(), one.msg_id, snapshot)? == Deleted::Ok)
+}
+
+/// Takes from what this transaction itself has sent.
+fn take_own(
+    queue: &Queue, quantity: usize, lease_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
+) -> Result<usize> {
+    let mut given = 0;
+    let mut open: Option<(Snapshot, Table)> = None;
+    while given < quantity {
+        let now = clock::now();
+        let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), owner: latch::my_proc(), pid: latch::my_pid() };
+        if !journal::has_local(queue.relation) || queue.settings.paused {
+            break;
+        }
+        let lease_id = shmem::with_arena(|arena, _, _| arena.lease_id_next())?;
+        let Some(row) = journal::local_take(queue.relation, lease_id, lease, now)? else { break };
+        if open.is_none() {
+            let snapshot = Snapshot::latest();
+            let Some(table) = Table::open(queue.relation, None) else { break };
+            open = Some((snapshot, table));
+        }
+        let Some((snapshot, table)) = &open else { break };
+        let Some(record) = find(queue, table, row.tid, row.msg_id, snapshot) else {
+            journal::local_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
+            continue;
+        };
+        if mode == Mode::Pop {
+            super::finish::delete_row(queue, table, record.tid(), row.msg_id, snapshot)?;
+            journal::local_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
+        }
+        let expires_us = now.wall_us.saturating_add(lease_us);
+        give(Delivery { record: &record, lease_id, count: row.count, expires_us });
+        given += 1;
+    }
+    if let Some((snapshot, table)) = open {
+        table.close(None, true);
+        snapshot.done();
+    }
+    Ok(given)
+}
+
+/// What a read asks for.
+struct Request<'a> {
+    queues: &'a [String],
+    quantity: usize,
+    lease_us: Option<i64>,
+    wait_us: i64,
+    mode: Mode,
+}
+
+/// Reads from the queues in their order; waits for the first message if it is to.
+fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()> {
+    let start_us = clock::now().mono_us;
+    let deadline_us = start_us.saturating_add(request.wait_us);
+    let mut loads = 0;
+    let mut is_registered = false;
+    loop {
+        let mut given = 0;
+        let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(request.queues.len());
+        for name in request.queues {
+            let queue = open(name, request.mode)?;
+            let lease_us = request.lease_us.unwrap_or(queue.settings.visibility_timeout_us);
+            let left = request.quantity - given;
+            given += take_ready(&queue, left, lease_us, request.mode, &mut |delivery| give(&queue, delivery))?;
+            opened.push(queue);
+            if given == request.quantity {
+                break;
+            }
+        }
+        if is_registered {
+            leave()?;
+            is_registered = false;
+        }
+        if given > 0 {
+            return Ok(());
+        }
+        // Nothing is ready. What is under a mark, or due but not tracked, is brought in first.
+        let next = bring_in(&opened, start_us, &mut loads)?;
+        // From here on nothing needs the tables: a sleeper is in nobody's way.
+        for queue in &opened {
+            queue.unlock(checked_lock(request.mode));
+        }
+        let now = clock::now();
+        let until_us = match next {
+            Next::TakeAgain => continue,
+            Next::Await => start_us.saturating_add(LOAD_PATIENCE_US).max(deadline_us),
+            Next::Empty => deadline_us,
+        };
+        // Ends empty just before the statement would be cancelled.
+        const MARGIN_US: i64 = 10_000;
+        let strikes_us = latch::statement_deadline_us().map_or(NEVER_US, |at| now.mono_of(at) - MARGIN_US);
+        let until_us = until_us.min(strikes_us);
+        if now.mono_us >= until_us {
+            return Ok(());
+        }
+        loads = 0;
+        is_registered = true;
+        sleep(&opened, until_us)?;
+    }
+}
+
+enum Next {
+    TakeAgain,
+    Empty,
+    /// Somebody else loads.
+    Await,
+}
+
+/// A call answers empty only after a load that was begun since, or after this long.
+const LOAD_PATIENCE_US: i64 = SECOND_US;
+
+/// Most loads of one call between two sleeps: a load can end under a mark again, if messages without room were
+/// published meanwhile.
+const LOADS_MAX: u32 = 3;
+
+fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next> {
+    let mut next = Next::Empty;
+    let is_patient = clock::now().mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
+    for queue in queues {
+        let (is_marked, is_paused, is_ready) = queue.with(|arena, at, _, _| {
+            (arena.load_needed(at), arena.is_paused(at), arena.lengths(at).is_some_and(|l| l[0] > 0))
+        })?;
+        if is_paused {
+            continue;
+        }
+        if is_ready {
+            return Ok(Next::TakeAgain); // loaded or published by others since we took
+        }
+        if !resolve::may_load() {
+            if is_marked && is_patient {
+                queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?;
+                next = Next::Await;
+            }
+            continue;
+        }
+        if load::scan(queue)? == Loaded::Done && has_ready(queue)? {
+            return Ok(Next::TakeAgain);
+        }
+        if !is_marked || *loads == LOADS_MAX {
+            continue;
+        }
+        match load::walk(queue)? {
+            Loaded::Done => {
+                *loads += 1;
+                return Ok(Next::TakeAgain);
+            }
+            Loaded::Busy if is_patient => next = Next::Await,
+            Loaded::Busy | Loaded::Nothing | Loaded::Full => {}
+        }
+    }
+    Ok(next)
+}
+
+fn has_ready(queue: &Queue) -> Result<bool> {
+    queue.with(|arena, at, _, _| arena.lengths(at).is_some_and(|lengths| lengths[0] > 0))
+}
+
+/// Sleeps until one of the queues may have something, at most until `until_us`.
+fn sleep(queues: &[Rc<Queue>], until_us: i64) -> Result<()> {
+    let me = latch::my_proc();
+    let places: Vec<QueueRef> = queues.iter().map(|queue| queue.at()).collect();
+    // Registered first: whatever becomes ready from here on wakes us. Then a last look.
+    journal::waiting(true);
+    let (next_us, now_us) = shmem::with_arena(|arena, now, fx| {
+        arena.wait_begin(me, &places, fx);
+        let next_us = places.iter().map(|at| arena.next_event_us(*at, now)).min().unwrap_or(NEVER_US);
+        (next_us, now.mono_us)
+    })?;
+    if next_us <= now_us {
+        return Ok(());
+    }
+    crate::wait_point!("wait-sleep");
+    // The worker is on time; should it not be, a reader sees to what is due itself, a little later.
+    const WORKER_GRACE_US: i64 = 25_000;
+    let until_us = until_us.min(next_us.saturating_add(WORKER_GRACE_US));
+    let left_us = until_us.saturating_sub(clock::now().mono_us).clamp(0, 60 * SECOND_US);
+    latch::sleep(left_us.div_euclid(1_000) + 1, wait_event());
+    Ok(())
+}
+
+fn wait_event() -> u32 {
+    thread_local!(static EVENT: std::cell::OnceCell<u32> = const { std::cell::OnceCell::new() });
+    EVENT.with(|event| *event.get_or_init(|| latch::wait_event(c"QueueRead")))
+}
+
+/// Leaves the lists of waiters after an attempt to take; a wake-up that is not used up goes on to the next.
+fn leave() -> Result<()> {
+    let me = latch::my_proc();
+    shmem::with_arena(|arena, _, fx| arena.wait_end(me, fx))?;
+    journal::waiting(false);
+    Ok(())
+}
+
+fn wait_us(args: &Args, position: usize) -> Result<i64> {
+    let wait = args::duration(args.value(position), "wait", 0..=settings::DAY_US)?.unwrap_or(0);
+    Ok(wait.min(settings::wait_max_us()))
+}
+
+fn lease_us(args: &Args, position: usize) -> Result<Option<i64>> {
+    args::duration(args.value(position), "visibility_timeout", settings::LEASE_US)
+}
+
+/// `queue_read`.
+pub fn queue_read(args: &Args, rows: &mut Rows) -> Result<()> {
+    let queue = args::text(args, 0, "queue")?;
+    args::unbuilt(args.value(4).is_null(), "filter")?;
+    args::unbuilt(args.value(5).is_null(), "consumer")?;
+    let request = Request {
+        queues: std::slice::from_ref(&queue),
+        quantity: args::quantity(args, 1, 1)?,
+        lease_us: lease_us(args, 2)?,
+        wait_us: wait_us(args, 3)?,
+        mode: Mode::Lease,
+    };
+    read(&request, &mut |_, delivery| rows.emit(delivery.values()))
+}
+
+/// `queue_read_any`.
+pub fn queue_read_any(args: &Args, rows: &mut Rows) -> Result<()> {
+    let mut queues = Vec::new();
+    for name in args::array(args, 0, "queues")? {
+        let name = name.text().ok_or(Error::Null { argument: "queues", hint: None })?;
+        if !queues.contains(&name) {
+            queues.push(name);
+        }
+    }
+    if queues.is_empty() || queues.len() > settings::QUEUES_MAX {
+        return Err(Error::argument("queues", format!("{} names", queues.len()), format!("1 to {}", settings::QUEUES_MAX)));
+    }
+    args::unbuilt(args.value(4).is_null(), "consumer")?;
+    let request = Request {
+        queues: &queues,
+        quantity: args::quantity(args, 1, 1)?,
+        lease_us: lease_us(args, 2)?,
+        wait_us: wait_us(args, 3)?,
+        mode: Mode::Lease,
+    };
+    read(&request, &mut |queue, delivery| {
+        let [a, b, c, d, e, f, g, h, i, j] = delivery.values();
+        rows.emit([Value::of(queue.name.as_str()), a, b, c, d, e, f, g, h, i, j]);
+    })
+}
+
+/// `queue_pop`: read and deleted in one, so at most once.
+pub fn queue_pop(args: &Args, rows: &mut Rows) -> Result<()> {
+    let queue = args::text(args, 0, "queue")?;
+    let request = Request {
+        queues: std::slice::from_ref(&queue),
+        quantity: args::quantity(args, 1, 1)?,
+        lease_us: None,
+        wait_us: 0,
+        mode: Mode::Pop,
+    };
+    read(&request, &mut |_, delivery| rows.emit(delivery.values()))
+}
+
+/// `queue_delete_and_read`: a consumer's loop in one statement and one commit. What it finishes comes first, so
+/// that it cannot be given what it is about to finish.
+pub fn queue_delete_and_read(args: &Args, rows: &mut Rows) -> Result<()> {
+    let name = args::text(args, 0, "queue")?;
+    let quantity = args::quantity(args, 3, 1)?;
+    let lease_us = lease_us(args, 4)?;
+    args::unbuilt(args.value(6).is_null(), "consumer")?;
+    let strict = args::flag(args, 5, false);
+    if !args.value(1).is_null() {
+        let ids = args::ids(args, 1, 2)?;
+        super::finish::finish(&name, &ids, strict, super::finish::Keep::No, &mut |_| {})?;
+    }
+    let request = Request {
+        queues: std::slice::from_ref(&name),
+        quantity,
+        lease_us,
+        wait_us: 0,
+        mode: Mode::Lease,
+    };
+    read(&request, &mut |_, delivery| rows.emit(delivery.values()))
+}

@@ -1,0 +1,213 @@
+//! A database's worker: does what is due, then sleeps until the next thing is. Its duties, each a `tick` over one
+//! queue: leases and delays that end, loading ahead of the readers, scanning for what is due soon, moving away
+//! what had its last delivery; and, for the database, what prepared transactions sent.
+//!
+//! It is in nobody's way: each piece of work is a transaction of its own, no row or table lock is waited for, and
+//! it ends when somebody needs the database for himself. An error in one piece is logged and the others go on.
+//!
+//! Reads do not depend on it, except that a message which had its last delivery stays until it is moved.
+
+use crate::pg::shmem::Request;
+use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
+use crate::pg::{clock, latch, shmem, spi, user, worker};
+use crate::queue::{journal, load, resolve, retry};
+use pgrx::pg_sys;
+use queue_dispatch::{Taken, Tick, NEVER_US, NIL};
+use std::collections::HashMap;
+
+/// Messages moved away per transaction.
+const MOVE_MAX: usize = 100;
+/// Messages that could not be moved, because another transaction is at them, are tried again after this long;
+/// where it failed, after twice as long each time, up to the second.
+const POSTPONE_US: i64 = 50_000;
+const POSTPONE_MAX_US: i64 = 60_000_000;
+
+/// Queues whose exhausted messages are left alone until then, and for how long it was: by table.
+type Postponed = HashMap<u32, (i64, i64)>;
+/// How often prepared transactions are looked after while there are any, microseconds.
+const PREPARED_US: i64 = 1_000_000;
+
+/// The worker's main function; its argument is the database's oid.
+pub fn main(database: u32) {
+    worker::begin(database);
+    if !serves_extension() {
+        tell_idle(database);
+        worker::end();
+    }
+    worker::at_exit(|| {
+        let (database, me) = (user::database(), latch::my_proc());
+        let _ = shmem::with_arena(|arena, _, _| {
+            if arena.worker_proc(database) == me {
+                arena.worker_set(database, NIL);
+            }
+        });
+    });
+    let me = latch::my_proc();
+    let placed = shmem::with_arena(|arena, _, _| arena.worker_set(database, me));
+    if !matches!(placed, Ok(true)) {
+        pgrx::log!("pg_queue: no place for another database; raise pg_queue.max_databases");
+        tell_idle(database);
+        worker::end();
+    }
+    let wait_event = latch::wait_event(c"QueueWorker");
+    let mut postponed = Postponed::new();
+    loop {
+        worker::reload_config();
+        if super::is_kept_away(database) {
+            worker::end();
+        }
+        if !serves_extension() {
+            super::forget_database(database);
+            tell_idle(database);
+            worker::end();
+        }
+        let sleep_ms = round(database, &mut postponed);
+        latch::sleep(sleep_ms, wait_event);
+    }
+}
+
+fn serves_extension() -> bool {
+    worker::transaction("looking for the extension", || worker::has_extension(c"pg_queue")).unwrap_or(false)
+}
+
+/// Tells the launcher that there is nothing to serve here.
+fn tell_idle(database: u32) {
+    let _ = shmem::with_server(|server, now| {
+        let free = server.requests.iter_mut().find(|r| r.database == 0 || r.until_us <= now.mono_us);
+        if let Some(request) = free {
+            *request = Request { database, keep_away: false, until_us: now.mono_us + 10_000_000 };
+        }
+    });
+}
+
+/// One round over everything. Returns how long nothing is due, in milliseconds, -1 for ever.
+fn round(database: u32, postponed: &mut Postponed) -> i64 {
+    let _ = shmem::with_arena(|arena, _, _| arena.worker_round(database));
+    let mut next_us = prepared();
+    let mut from = 0;
+    while from != NIL {
+        let Ok((tick, next)) = shmem::with_arena(|arena, now, fx| arena.tick(database, from, now, fx)) else {
+            break;
+        };
+        from = next;
+        if let Some(tick) = tick {
+            next_us = next_us.min(tick.next_us);
+            if tick.load || tick.scan || tick.exhausted > 0 {
+                next_us = next_us.min(serve(database, &tick, postponed));
+            }
+        }
+        pgrx::check_for_interrupts!();
+    }
+    let now_us = clock::now().mono_us;
+    let until_us = shmem::with_arena(|arena, _, _| arena.worker_sleep(database, next_us)).unwrap_or(NEVER_US);
+    match until_us {
+        NEVER_US => -1,
+        until_us => until_us.saturating_sub(now_us).clamp(0, 3_600_000_000).div_euclid(1_000) + 1,
+    }
+}
+
+/// What one queue asks for. Returns when it must be looked at again.
+fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
+    if tick.load || tick.scan {
+        let done = worker::transaction("loading messages", || -> crate::Result<()> {
+            let Some(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
+            if tick.scan {
+                load::scan(&queue)?;
+            }
+            if tick.load {
+                load::walk(&queue)?;
+            }
+            Ok(())
+        });
+        if let Some(Err(error)) = done {
+            pgrx::log!("pg_queue worker: loading messages failed: {error:?}");
+        }
+    }
+    if tick.exhausted == 0 {
+        postponed.remove(&tick.relation);
+        return NEVER_US;
+    }
+    if let Some((until_us, _)) = postponed.get(&tick.relation) {
+        if *until_us > clock::now().mono_us {
+            return *until_us;
+        }
+    }
+    let moved = worker::transaction("moving exhausted messages", || -> crate::Result<bool> {
+        let Some(queue) = open(database, tick, RowExclusiveLock)? else { return Ok(true) };
+        let mut taken = [Taken::default(); MOVE_MAX];
+        journal::reserve(MOVE_MAX)?;
+        let me = latch::my_proc();
+        let (count, at) = queue.with(|arena, at, _, fx| (arena.exhausted_pin(at, me, &mut taken, fx), at))?;
+        for one in &taken[..count] {
+            journal::pinned(at, one.msg_id);
+        }
+        crate::wait_point!("move-pinned");
+        let moved = retry::bury_exhausted(&queue, at, &taken[..count])?;
+        Ok(moved == count)
+    });
+    let now_us = clock::now().mono_us;
+    let last_us = postponed.get(&tick.relation).map_or(0, |(_, pause_us)| *pause_us);
+    let pause_us = match moved {
+        Some(Ok(true)) => {
+            postponed.remove(&tick.relation);
+            return now_us; // there may be more
+        }
+        Some(Ok(false)) => POSTPONE_US,
+        failed => {
+            if let Some(Err(error)) = failed {
+                pgrx::log!("pg_queue worker: moving exhausted messages failed: {error:?}");
+            }
+            (last_us * 2).clamp(20 * POSTPONE_US, POSTPONE_MAX_US)
+        }
+    };
+    postponed.insert(tick.relation, (now_us + pause_us, pause_us));
+    now_us + pause_us
+}
+
+/// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
+fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Option<std::rc::Rc<resolve::Queue>>> {
+    let Some(name) = user::relation_name(tick.relation) else {
+        let most = queue_dispatch::CHUNK_MAX;
+        while matches!(
+            shmem::with_arena(|arena, _, fx| arena.queue_detach(database, tick.relation, most, fx)),
+            Ok(false)
+        ) {}
+        return Ok(None);
+    };
+    if !table::try_lock(tick.relation, mode) {
+        return Ok(None);
+    }
+    match resolve::open(&name, mode) {
+        Ok(queue) => Ok((queue.relation == tick.relation).then_some(queue)),
+        Err(crate::Error::QueueUnknown { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What prepared transactions that have been committed meanwhile sent: their rows name the queue and the lowest
+/// id. Returns when to look again.
+fn prepared() -> i64 {
+    let found = worker::transaction("looking after prepared transactions", || {
+        let outcome = spi::run(
+            "DELETE FROM queue_catalog.prepared RETURNING queue::pg_catalog.oid, msg_id",
+            &[],
+            &[],
+        );
+        for row in &outcome.rows {
+            if let (Some(relation), Some(msg_id)) = (row[0].get::<pg_sys::Oid>(), row[1].i64()) {
+                let _ = journal::mark_from(relation.into(), msg_id);
+            }
+        }
+        let open = spi::look(
+            "SELECT FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) \
+             pg_catalog.current_database() LIMIT 1",
+            &[],
+            &[],
+        );
+        open.processed > 0
+    });
+    match found {
+        Some(false) => NEVER_US,
+        _ => clock::now().mono_us + PREPARED_US,
+    }
+}

@@ -1,0 +1,133 @@
+//! The launcher: sees to it that every database that has the extension has a worker, and no other.
+//!
+//! It is connected to the shared catalogs only, so it cannot see whether a database has the extension: it starts
+//! a worker there, and the worker ends at once if there is nothing to serve. It looks at the list of databases
+//! when it starts, when it is told to (see `worker::look_again`), and when a worker ends.
+//!
+//! # State of a database, here
+//!
+//! ```text
+//!   unknown --start--> running --ends, nothing to serve--> idle  --told to look--> unknown
+//!                         |------ends for somebody-------> away  --released------> unknown
+//!                         |------ends with an error------> back-off --after a while--> unknown
+//! ```
+
+use crate::pg::{clock, latch, shmem, worker};
+use std::collections::HashMap;
+
+/// A worker that fails is started again after this long at first, and after twice as long each time it fails
+/// again soon.
+const BACKOFF_US: i64 = 1_000_000;
+const BACKOFF_MAX_US: i64 = 60_000_000;
+
+struct Known {
+    worker: Option<worker::Started>,
+    started_us: i64,
+    /// Not before this.
+    next_us: i64,
+    backoff_us: i64,
+    /// It was found to have nothing to serve.
+    is_idle: bool,
+}
+
+/// The launcher's main function.
+pub fn main(_argument: u32) {
+    worker::begin(0);
+    if worker::is_binary_upgrade() || !shmem::is_available() {
+        worker::end();
+    }
+    worker::at_exit(|| {
+        let _ = shmem::with_server(|server, _| server.launcher = queue_dispatch::NIL);
+    });
+    let me = latch::my_proc();
+    let _ = shmem::with_server(|server, _| {
+        server.launcher = me;
+        server.probe_all = true;
+    });
+    let wait_event = latch::wait_event(c"QueueLauncher");
+    let mut known: HashMap<u32, Known> = HashMap::new();
+    loop {
+        worker::reload_config();
+        let sleep_ms = look(&mut known);
+        latch::sleep(sleep_ms, wait_event);
+    }
+}
+
+/// One round. Returns how long nothing is to be done, -1 for ever.
+fn look(known: &mut HashMap<u32, Known>) -> i64 {
+    let was_told = shmem::with_server(|server, _| std::mem::take(&mut server.probe_all)).unwrap_or(false);
+    let Some(databases) = worker::transaction("looking for databases", worker::databases) else {
+        return 1_000;
+    };
+    known.retain(|oid, _| databases.contains(oid));
+    let now_us = clock::now().mono_us;
+    let mut next_us = i64::MAX;
+    for oid in databases {
+        let entry = known.entry(oid).or_insert(Known {
+            worker: None,
+            started_us: 0,
+            next_us: 0,
+            backoff_us: BACKOFF_US,
+            is_idle: false,
+        });
+        if let Some(started) = &entry.worker {
+            if !started.has_ended() {
+                continue;
+            }
+            entry.worker = None;
+            note_end(oid, entry, now_us);
+        }
+        if was_told {
+            entry.is_idle = false;
+        }
+        if super::is_kept_away(oid) {
+            // Whoever keeps it will tell; should he die, this does.
+            next_us = next_us.min(now_us + BACKOFF_US);
+            continue;
+        }
+        if entry.is_idle {
+            continue;
+        }
+        if entry.next_us > now_us {
+            next_us = next_us.min(entry.next_us);
+            continue;
+        }
+        let name = format!("pg_queue worker for database {oid}");
+        entry.worker = worker::start(&name, "pg_queue worker", "pg_queue_database_main", oid);
+        entry.started_us = now_us;
+        if entry.worker.is_none() {
+            pgrx::log!("pg_queue: no worker process for database {oid} is to be had; raise max_worker_processes");
+            back_off(entry, now_us);
+            next_us = next_us.min(entry.next_us);
+        }
+    }
+    if next_us == i64::MAX {
+        -1
+    } else {
+        next_us.saturating_sub(now_us).max(0) / 1_000 + 1
+    }
+}
+
+fn back_off(entry: &mut Known, now_us: i64) {
+    entry.next_us = now_us + entry.backoff_us;
+    entry.backoff_us = (entry.backoff_us * 2).min(BACKOFF_MAX_US);
+}
+
+/// A worker has ended: because there is nothing to serve, because somebody needs the database, or in an error.
+fn note_end(oid: u32, entry: &mut Known, now_us: i64) {
+    let had_nothing = shmem::with_server(|server, _| {
+        let found = server.requests.iter_mut().find(|r| r.database == oid && !r.keep_away);
+        found.map(|request| request.database = 0).is_some()
+    });
+    if matches!(had_nothing, Ok(true)) {
+        entry.is_idle = true;
+        entry.backoff_us = BACKOFF_US;
+    } else if super::is_kept_away(oid) {
+        entry.next_us = 0;
+    } else {
+        if now_us - entry.started_us > BACKOFF_MAX_US {
+            entry.backoff_us = BACKOFF_US;
+        }
+        back_off(entry, now_us);
+    }
+}

@@ -1,0 +1,167 @@
+//! The background workers: a launcher for the server ([`launcher`]), and one worker for each database that has
+//! the extension ([`database`]). This file owns what the rest of the extension tells them.
+//!
+//! ```text
+//!   launcher --- for each connectable database ---> worker
+//!                                                     | the extension is not there: ends (it was a probe)
+//!                                                     | it is: serves it until it is dropped, until somebody
+//!                                                     v needs the database for himself, or until an error
+//!   CREATE/DROP EXTENSION, CREATE DATABASE commit ---> launcher looks again
+//!   DROP DATABASE, ... TEMPLATE, RENAME, SET TABLESPACE ---> worker ends; none is started until it is over
+//! ```
+
+pub mod database;
+pub mod launcher;
+
+use crate::error::Result;
+use crate::pg::call::Value;
+use crate::pg::shmem::Request;
+use crate::pg::{latch, shmem, spi, user, worker};
+use crate::queue::{journal, resolve, send};
+use pgrx::pg_sys;
+use std::time::Duration;
+
+crate::worker_mains! {
+    pg_queue_launcher_main => launcher::main;
+    pg_queue_database_main => database::main;
+}
+
+/// How long a database is left alone at most for a statement that needs it for itself: should the session that
+/// asked for it die, a worker comes back after this.
+const KEEP_AWAY_US: i64 = 60_000_000;
+
+/// Has the launcher look at every database again. Called in a COMMIT callback: cannot fail.
+pub fn look_again() {
+    let launcher = shmem::with_server(|server, _| {
+        server.probe_all = true;
+        server.launcher
+    });
+    latch::set(launcher.unwrap_or(queue_dispatch::NIL));
+}
+
+/// Whether somebody needs the database for himself right now.
+pub fn is_kept_away(database: u32) -> bool {
+    shmem::with_server(|server, now| {
+        server
+            .requests
+            .iter()
+            .any(|r| r.database == database && r.keep_away && r.until_us > now.mono_us)
+    })
+    .unwrap_or(false)
+}
+
+/// A statement is about to need the database without other sessions: its worker ends first.
+pub fn database_wanted(database: u32) {
+    if !shmem::is_available() || worker_proc(database) == queue_dispatch::NIL && !launcher_runs() {
+        return;
+    }
+    let placed = shmem::with_server(|server, now| {
+        let free = server
+            .requests
+            .iter_mut()
+            .find(|r| r.database == database || r.database == 0 || r.until_us <= now.mono_us);
+        match free {
+            Some(request) => {
+                let until_us = now.mono_us.saturating_add(KEEP_AWAY_US);
+                *request = Request { database, keep_away: true, until_us };
+                true
+            }
+            None => false,
+        }
+    });
+    if !matches!(placed, Ok(true)) {
+        return;
+    }
+    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
+    worker::wait_until(Duration::from_secs(5), || worker_proc(database) == queue_dispatch::NIL);
+}
+
+fn launcher_runs() -> bool {
+    shmem::with_server(|server, _| server.launcher != queue_dispatch::NIL).unwrap_or(false)
+}
+
+fn worker_proc(database: u32) -> u32 {
+    shmem::with_arena(|arena, _, _| arena.worker_proc(database)).unwrap_or(queue_dispatch::NIL)
+}
+
+/// That statement is over. What the dispatcher knew of a database that is gone is forgotten.
+pub fn database_released(database: u32, is_dropped: bool) {
+    let _ = shmem::with_server(|server, _| {
+        for request in &mut server.requests {
+            if request.database == database {
+                *request = Request { database: 0, keep_away: false, until_us: 0 };
+            }
+        }
+    });
+    if is_dropped {
+        forget_database(database);
+    }
+    look_again();
+}
+
+/// Frees what the dispatcher holds for a database.
+pub fn forget_database(database: u32) {
+    let most = queue_dispatch::CHUNK_MAX;
+    while let Ok(Some(relation)) = shmem::with_arena(|arena, _, _| arena.queue_of_database(database)) {
+        while matches!(shmem::with_arena(|a, _, fx| a.queue_detach(database, relation, most, fx)), Ok(false)) {}
+    }
+    let _ = shmem::with_arena(|arena, _, _| arena.worker_forget(database));
+}
+
+/// A prepared transaction was committed: its messages are to be found.
+pub fn prepared_committed() {
+    let database = user::database();
+    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
+}
+
+/// Writes down, in a transaction that is being prepared, what it sent: for the worker to find once it commits.
+pub fn prepared_write(lowest: &[(u32, i64)]) -> Result<()> {
+    user::acting_as_extension(|| {
+        for (relation, msg_id) in lowest {
+            spi::run(
+                "INSERT INTO queue_catalog.prepared (queue, msg_id) VALUES ($1::pg_catalog.regclass, $2)",
+                &[pg_sys::OIDOID.into(), pg_sys::INT8OID.into()],
+                &[Value::of(pg_sys::Oid::from(*relation)), Value::of(*msg_id)],
+            );
+        }
+    });
+    Ok(())
+}
+
+/// DDL on a relation: if it is a queue's table, rows may have come in unseen.
+pub fn table_altered(relation: u32) {
+    if is_queue_table(relation) {
+        if let Err(error) = journal::mark_from(relation, i64::MIN) {
+            error.raise();
+        }
+    }
+}
+
+/// A relation is being dropped.
+pub fn table_dropped(relation: u32) {
+    if is_queue_table(relation) {
+        if let Err(error) = journal::dropped(relation) {
+            error.raise();
+        }
+    }
+}
+
+fn is_queue_table(relation: u32) -> bool {
+    shmem::is_available()
+        && user::schema(c"queue").is_some_and(|schema| user::relation_schema(relation) == Some(schema))
+}
+
+/// Extensions or databases are coming or going, in this transaction.
+pub fn extensions_changed() {
+    if shmem::is_available() {
+        if let Err(error) = journal::extensions_changed() {
+            error.raise();
+        }
+    }
+}
+
+/// What this backend remembers of a relation may be wrong.
+pub fn relation_invalidated(relation: u32) {
+    resolve::invalidated(relation);
+    send::invalidated();
+}
