@@ -281,6 +281,9 @@ fn locked<R>(f: impl FnOnce(*mut Root, Now, &mut Effects) -> R) -> Result<R> {
     }));
     // SAFETY: taken above.
     unsafe { pg_sys::LWLockRelease(lock) };
+    if fx.is_everyone() {
+        (0..latch::backends_max() as u32).for_each(latch::set);
+    }
     for proc in fx.procs() {
         latch::set(*proc);
     }

@@ -104,18 +104,9 @@ struct Journal {
     indexed: usize,
 }
 
-/// A load or scan of this backend that must be ended whatever happens.
-#[derive(Clone, Copy)]
-pub enum Loading {
-    /// A walk of the primary key; it is tracked up to here.
-    Walk { at: QueueRef, stopped_at: i64 },
-    /// A scan of what is due; it is tracked up to here.
-    Scan { at: QueueRef, reached_us: i64 },
-}
-
 thread_local! {
     static JOURNAL: RefCell<Journal> = RefCell::new(Journal::default());
-    static LOADING: Cell<Option<Loading>> = const { Cell::new(None) };
+    static LOADING: Cell<Option<QueueRef>> = const { Cell::new(None) };
     static WAITING: Cell<bool> = const { Cell::new(false) };
     static LAST_SENT: Cell<Option<(u32, i64)>> = const { Cell::new(None) };
     static SENT: RefCell<Option<Vec<i64>>> = const { RefCell::new(None) };
@@ -440,9 +431,9 @@ pub fn local_set(relation: u32, msg_id: i64, then: OwnThen) -> Result<()> {
 
 // ---- what is open in shared memory -------------------------------------------------------------------------
 
-/// A load or scan begins, goes on, or (None) has been ended.
-pub fn loading(state: Option<Loading>) {
-    LOADING.set(state);
+/// A load or scan of this queue begins, or (None) has been ended. If it is not, the abort callback ends it.
+pub fn loading(at: Option<QueueRef>) {
+    LOADING.set(at);
 }
 
 /// This backend is in the lists of waiters, or no longer.
@@ -451,15 +442,9 @@ pub fn waiting(is_waiting: bool) {
 }
 
 fn end_what_is_open() {
-    if let Some(loading) = LOADING.take() {
+    if let Some(at) = LOADING.take() {
         let proc = latch::my_proc();
-        let _ = shmem::with_arena(|arena, now, fx| match loading {
-            Loading::Walk { at, stopped_at } => arena.load_end(at, proc, stopped_at, fx),
-            // What is due beyond is not known: so it is due now, and the next scan finds out.
-            Loading::Scan { at, reached_us } => {
-                arena.scan_end(at, proc, reached_us, reached_us.saturating_add(1), now, fx);
-            }
-        });
+        let _ = shmem::with_arena(|arena, now, fx| arena.load_abort(at, proc, now, fx));
     }
     if WAITING.take() {
         let proc = latch::my_proc();

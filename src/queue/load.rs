@@ -5,7 +5,7 @@
 use crate::error::Result;
 use crate::pg::table::{Snapshot, Table};
 use crate::pg::{latch, shmem};
-use crate::queue::journal::{self, Loading};
+use crate::queue::journal;
 use crate::queue::resolve::Queue;
 use crate::queue::row_of;
 use crate::queue::column;
@@ -37,7 +37,7 @@ pub fn walk(queue: &Queue) -> Result<Loaded> {
         LoadStart::Busy => return Ok(Loaded::Busy),
         LoadStart::Full => return Ok(Loaded::Full),
     };
-    journal::loading(Some(Loading::Walk { at, stopped_at: from }));
+    journal::loading(Some(at));
     crate::wait_point!("load-snapshot");
     let snapshot = Snapshot::latest();
     let mut stopped_at = NO_MARK;
@@ -56,8 +56,6 @@ pub fn walk(queue: &Queue) -> Result<Loaded> {
                 if is_end {
                     break;
                 }
-                let last = chunk.last().map_or(from, |row| row.msg_id);
-                journal::loading(Some(Loading::Walk { at, stopped_at: last.saturating_add(1) }));
                 chunk.clear();
                 pgrx::check_for_interrupts!();
                 crate::wait_point!("load-row");
@@ -88,7 +86,7 @@ pub fn scan(queue: &Queue) -> Result<Loaded> {
         ScanStart::Nothing => return Ok(Loaded::Nothing),
         ScanStart::Busy => return Ok(Loaded::Busy),
     };
-    journal::loading(Some(Loading::Scan { at, reached_us: after_us }));
+    journal::loading(Some(at));
     crate::wait_point!("scan-snapshot");
     let snapshot = Snapshot::latest();
     let (mut reached_us, mut beyond_us) = (until_us, NEVER_US);
@@ -113,10 +111,6 @@ pub fn scan(queue: &Queue) -> Result<Loaded> {
                 }
                 if is_end {
                     break;
-                }
-                if let Some(last) = chunk.last().and_then(|row| row.visible_at_us) {
-                    // Others may be due at the very same time.
-                    journal::loading(Some(Loading::Scan { at, reached_us: last.saturating_sub(1) }));
                 }
                 chunk.clear();
                 pgrx::check_for_interrupts!();

@@ -237,6 +237,9 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
                 break;
             }
         }
+        // Nothing ready: what is under a mark, or due but not tracked, is brought in first. Only then is a wake-up
+        // passed on that this call did not use: else the next one would load the same.
+        let next = if given > 0 { Next::Empty } else { bring_in(&opened, start_us, &mut loads)? };
         if is_registered {
             leave()?;
             is_registered = false;
@@ -244,8 +247,6 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         if given > 0 {
             return Ok(());
         }
-        // Nothing is ready. What is under a mark, or due but not tracked, is brought in first.
-        let next = bring_in(&opened, start_us, &mut loads)?;
         // From here on nothing needs the tables: a sleeper is in nobody's way.
         for queue in &opened {
             queue.unlock(checked_lock(request.mode));
@@ -306,7 +307,11 @@ fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next
         if load::scan(queue)? == Loaded::Done && has_ready(queue)? {
             return Ok(Next::TakeAgain);
         }
-        if !is_marked || *loads == LOADS_MAX {
+        if !is_marked {
+            continue;
+        }
+        if *loads == LOADS_MAX {
+            queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?;
             continue;
         }
         match load::walk(queue)? {

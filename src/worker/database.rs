@@ -108,32 +108,45 @@ fn round(database: u32, postponed: &mut Postponed) -> i64 {
 
 /// What one queue asks for. Returns when it must be looked at again.
 fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
+    let later_us = || clock::now().mono_us + POSTPONE_US;
+    let mut next_us = NEVER_US;
     if tick.load || tick.scan {
-        let done = worker::transaction("loading messages", || -> crate::Result<()> {
-            let Some(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
+        let done = worker::transaction("loading messages", || -> crate::Result<bool> {
+            let queue = match open(database, tick, AccessShareLock)? {
+                Opened::Yes(queue) => queue,
+                Opened::Gone => return Ok(true),
+                Opened::Locked => return Ok(false),
+            };
             if tick.scan {
                 load::scan(&queue)?;
             }
             if tick.load {
                 load::walk(&queue)?;
             }
-            Ok(())
+            Ok(true)
         });
-        if let Some(Err(error)) = done {
+        if let Some(Err(error)) = &done {
             pgrx::log!("pg_queue worker: loading messages failed: {error:?}");
+        }
+        if !matches!(done, Some(Ok(true))) {
+            next_us = later_us();
         }
     }
     if tick.exhausted == 0 {
         postponed.remove(&tick.relation);
-        return NEVER_US;
+        return next_us;
     }
     if let Some((until_us, _)) = postponed.get(&tick.relation) {
         if *until_us > clock::now().mono_us {
-            return *until_us;
+            return next_us.min(*until_us);
         }
     }
     let moved = worker::transaction("moving exhausted messages", || -> crate::Result<bool> {
-        let Some(queue) = open(database, tick, RowExclusiveLock)? else { return Ok(true) };
+        let queue = match open(database, tick, RowExclusiveLock)? {
+            Opened::Yes(queue) => queue,
+            Opened::Gone => return Ok(true),
+            Opened::Locked => return Ok(false),
+        };
         let mut taken = [Taken::default(); MOVE_MAX];
         journal::reserve(MOVE_MAX)?;
         let me = latch::my_proc();
@@ -164,22 +177,34 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
     now_us + pause_us
 }
 
+enum Opened {
+    Yes(std::rc::Rc<resolve::Queue>),
+    /// It is not there any more, and is forgotten.
+    Gone,
+    /// Somebody holds a lock that we would have to wait for.
+    Locked,
+}
+
 /// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
-fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Option<std::rc::Rc<resolve::Queue>>> {
-    let Some(name) = user::relation_name(tick.relation) else {
-        let most = queue_dispatch::CHUNK_MAX;
-        while matches!(
-            shmem::with_arena(|arena, _, fx| arena.queue_detach(database, tick.relation, most, fx)),
-            Ok(false)
-        ) {}
-        return Ok(None);
-    };
+fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
     if !table::try_lock(tick.relation, mode) {
-        return Ok(None);
+        return Ok(Opened::Locked);
     }
-    match resolve::open(&name, mode) {
-        Ok(queue) => Ok((queue.relation == tick.relation).then_some(queue)),
-        Err(crate::Error::QueueUnknown { .. }) => Ok(None),
+    let queue = match user::relation_name(tick.relation) {
+        Some(name) => resolve::open(&name, mode),
+        None => Err(crate::Error::QueueUnknown { queue: String::new() }),
+    };
+    match queue {
+        Ok(queue) if queue.relation == tick.relation => Ok(Opened::Yes(queue)),
+        Ok(_) => Ok(Opened::Locked), // renamed a moment ago
+        Err(crate::Error::QueueUnknown { .. }) => {
+            let most = queue_dispatch::CHUNK_MAX;
+            while matches!(
+                shmem::with_arena(|arena, _, fx| arena.queue_detach(database, tick.relation, most, fx)),
+                Ok(false)
+            ) {}
+            Ok(Opened::Gone)
+        }
         Err(error) => Err(error),
     }
 }

@@ -617,7 +617,7 @@ impl World {
                 continue;
             }
             if self.sessions[b].load.is_some() {
-                return false;
+                break;
             }
             if self.memory.arena().scan_needed(self.refs[q], self.now) {
                 self.scan_begin(b, q);
@@ -627,6 +627,12 @@ impl World {
                 self.load_begin(b, q);
                 self.load_step(b, usize::MAX);
             }
+        }
+        // Whoever cannot load, or has loaded often enough, asks the worker before it sleeps.
+        if self.memory.arena().load_needed(self.refs[q]) {
+            let mut fx = Effects::new();
+            self.memory.arena().load_ask(self.refs[q], &mut fx);
+            self.wake(&fx);
         }
         false
     }

@@ -685,11 +685,20 @@ fn take_under_a_quarter_of_the_window_asks_the_worker_once() {
     let mut d = Desk::new(16, 2, 3);
     let queue = d.queue;
     assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.publish(1);
+    d.publish(2);
     d.memory.arena().queue_mark(queue, 10, &mut d.fx);
+    // The leases' ends are known to the worker, so that only the mark can wake it.
     d.arena().worker_round(DATABASE);
+    let until_us = d.now.mono_us;
+    d.arena().worker_sleep(DATABASE, until_us);
     d.woken();
-    assert!(d.take(1).is_empty());
+    d.take_one();
+    assert!(d.woken().is_empty(), "one of three is not under a quarter");
+    d.take_one();
     assert_eq!(d.woken(), [WORKER]);
+    assert!(d.take(1).is_empty());
+    assert!(d.woken().is_empty());
     let now = d.now;
     let (tick, next) = d.memory.arena().tick(DATABASE, 0, now, &mut d.fx);
     assert!(tick.unwrap().load && next == NIL);
