@@ -13,6 +13,8 @@ pub enum Error {
     QueueUnknown { queue: String },
     /// 42710.
     QueueExists { queue: String },
+    /// 42710: a queue of that name was dropped or renamed by plain SQL, and its archive is still there.
+    ArchiveLeft { queue: String },
     /// 42602: a name that no table can have.
     NameInvalid { name: String, why: &'static str },
     /// 22023.
@@ -76,6 +78,12 @@ impl Error {
             Error::QueueExists { queue } => {
                 (Code::ERRCODE_DUPLICATE_OBJECT, format!("queue \"{queue}\" already exists"), None, None)
             }
+            Error::ArchiveLeft { queue } => (
+                Code::ERRCODE_DUPLICATE_OBJECT,
+                format!("an archive \"{queue}\" already exists"),
+                Some("It is left from a queue whose table was dropped or renamed without it.".into()),
+                Some("Drop it, or rename it with ALTER TABLE queue_archive.<name> RENAME TO.".into()),
+            ),
             Error::NameInvalid { name, why } => {
                 (Code::ERRCODE_INVALID_NAME, format!("invalid queue name \"{name}\""), Some((*why).into()), None)
             }

@@ -44,6 +44,7 @@ pub extern "C-unwind" fn _PG_init() {
     queue::journal::install();
     pg::hooks::install(pg::hooks::Hooks {
         table_altered: worker::table_altered,
+        table_renamed: worker::table_renamed,
         table_dropped: worker::table_dropped,
         relation_invalidated: worker::relation_invalidated,
         database_wanted: worker::database_wanted,

@@ -9,6 +9,8 @@ use std::cell::Cell;
 pub struct Hooks {
     /// DDL is changing this relation.
     pub table_altered: fn(u32),
+    /// This relation was renamed.
+    pub table_renamed: fn(u32),
     /// This relation is being dropped.
     pub table_dropped: fn(u32),
     /// What is remembered of this relation (0: of all) may be wrong. Called anywhere; only sets a flag.
@@ -100,6 +102,7 @@ enum Concern {
     /// It needs this database for itself; `true`: it drops it.
     Database(u32, bool),
     DatabaseCreated(Option<u32>),
+    Renamed(u32),
     PreparedCommitted,
 }
 
@@ -134,6 +137,20 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
                 let rename: *mut pg_sys::RenameStmt = statement.cast();
                 if (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE {
                     Concern::Database(database_named((*rename).subname), false)
+                } else if (*rename).renameType == pg_sys::ObjectType::OBJECT_TABLE && !(*rename).relation.is_null() {
+                    // Only to know which it is: the statement itself looks it up again and locks it.
+                    let table = pg_sys::RangeVarGetRelidExtended(
+                        (*rename).relation,
+                        pg_sys::NoLock as _,
+                        pg_sys::RVROption::RVR_MISSING_OK,
+                        None,
+                        std::ptr::null_mut(),
+                    );
+                    if table == pg_sys::InvalidOid {
+                        Concern::None
+                    } else {
+                        Concern::Renamed(table.into())
+                    }
                 } else {
                     Concern::None
                 }
@@ -208,6 +225,7 @@ unsafe extern "C-unwind" fn on_utility(
                 }
                 (hooks.extensions_changed)();
             }
+            Concern::Renamed(table) => (hooks.table_renamed)(table),
             Concern::PreparedCommitted => (hooks.prepared_committed)(),
             _ => {}
         }

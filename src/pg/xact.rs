@@ -97,3 +97,9 @@ pub fn is_parallel() -> bool {
     // SAFETY: reads a variable of this process.
     unsafe { pg_sys::IsInParallelMode() }
 }
+
+/// Lets what follows in this transaction see what was done so far.
+pub fn command_done() {
+    // SAFETY: called in a transaction, between commands, outside parallel mode.
+    unsafe { pg_sys::CommandCounterIncrement() }
+}

@@ -224,8 +224,8 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
     let deadline_us = start_us.saturating_add(request.wait_us);
     let mut loads = 0;
     let mut is_registered = false;
+    let mut given = 0;
     loop {
-        let mut given = 0;
         let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(request.queues.len());
         for name in request.queues {
             let queue = open(name, request.mode)?;
@@ -237,14 +237,18 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
                 break;
             }
         }
-        // Nothing ready: what is under a mark, or due but not tracked, is brought in first. Only then is a wake-up
-        // passed on that this call did not use: else the next one would load the same.
-        let next = if given > 0 { Next::Empty } else { bring_in(&opened, start_us, &mut loads)? };
+        // Not enough is ready: what is under a mark, or due but not tracked, is brought in first. Only then is a
+        // wake-up passed on that this call did not use: else the next one would load the same.
+        let next = if given == request.quantity {
+            Next::Empty
+        } else {
+            bring_in(&opened, start_us, &mut loads)?
+        };
         if is_registered {
             leave()?;
             is_registered = false;
         }
-        if given > 0 {
+        if given > 0 && !matches!(next, Next::TakeAgain) {
             return Ok(());
         }
         // From here on nothing needs the tables: a sleeper is in nobody's way.

@@ -16,8 +16,9 @@ pub mod launcher;
 use crate::error::Result;
 use crate::pg::call::Value;
 use crate::pg::shmem::Request;
+use crate::pg::table::Snapshot;
 use crate::pg::{latch, shmem, spi, user, worker};
-use crate::queue::{journal, resolve, send};
+use crate::queue::{admin, journal, resolve, send};
 use pgrx::pg_sys;
 use std::time::Duration;
 
@@ -116,6 +117,8 @@ pub fn prepared_committed() {
 
 /// Writes down, in a transaction that is being prepared, what it sent: for the worker to find once it commits.
 pub fn prepared_write(lowest: &[(u32, i64)]) -> Result<()> {
+    // PREPARE TRANSACTION itself runs without a snapshot.
+    let snapshot = Snapshot::latest();
     user::acting_as_extension(|| {
         for (relation, msg_id) in lowest {
             spi::run(
@@ -125,6 +128,7 @@ pub fn prepared_write(lowest: &[(u32, i64)]) -> Result<()> {
             );
         }
     });
+    snapshot.done();
     Ok(())
 }
 
@@ -134,6 +138,14 @@ pub fn table_altered(relation: u32) {
         if let Err(error) = journal::mark_from(relation, i64::MIN) {
             error.raise();
         }
+    }
+}
+
+/// A relation was renamed.
+pub fn table_renamed(relation: u32) {
+    if is_queue_table(relation) {
+        crate::pg::xact::command_done();
+        admin::table_renamed(relation);
     }
 }
 
@@ -147,7 +159,9 @@ pub fn table_dropped(relation: u32) {
 }
 
 fn is_queue_table(relation: u32) -> bool {
+    // The second schema, too: somebody may have a schema "queue" of his own and not this extension.
     shmem::is_available()
+        && user::schema(c"queue_catalog").is_some()
         && user::schema(c"queue").is_some_and(|schema| user::relation_schema(relation) == Some(schema))
 }
 
