@@ -38,3 +38,13 @@ COMMENT ON TABLE queue_catalog.prepared IS 'what prepared transactions sent: for
 CREATE FUNCTION queue.on_change() RETURNS pg_catalog.trigger
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_on_change';
 COMMENT ON FUNCTION queue.on_change() IS 'the trigger on every queue''s table: tells the dispatcher, at commit, of rows that plain SQL wrote';
+
+-- This setting exists only where the library was preloaded.
+DO $$
+BEGIN
+    IF pg_catalog.current_setting('pg_queue.max_messages', true) IS NULL THEN
+        RAISE WARNING 'pg_queue is not loaded by the server: its functions will not work yet'
+            USING HINT = 'Add the line "shared_preload_libraries = ''pg_queue''" to postgresql.conf and restart the server.';
+    END IF;
+END
+$$;

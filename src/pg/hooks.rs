@@ -67,7 +67,7 @@ unsafe extern "C-unwind" fn on_relcache(_arg: pg_sys::Datum, relation: pg_sys::O
     }
 }
 
-#[pg_guard]
+/// Not guarded, for the same reason as `on_utility`.
 unsafe extern "C-unwind" fn on_access(
     access: pg_sys::ObjectAccessType::Type,
     class: pg_sys::Oid,
@@ -80,7 +80,17 @@ unsafe extern "C-unwind" fn on_access(
         if let Some(previous) = PREVIOUS_ACCESS {
             previous(access, class, object, sub, arg);
         }
+        note_access(access, class, object, sub);
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn note_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: std::ffi::c_int,
+) {
     let Some(hooks) = HOOKS.get() else { return };
     if class == pg_sys::RelationRelationId {
         if access == pg_sys::ObjectAccessType::OAT_DROP && sub == 0 {
@@ -97,11 +107,14 @@ unsafe extern "C-unwind" fn on_access(
 }
 
 /// What a utility statement wants of us.
+#[derive(Clone, Copy)]
+#[repr(C)]
 enum Concern {
     None,
     /// It needs this database for itself; `true`: it drops it.
     Database(u32, bool),
-    DatabaseCreated(Option<u32>),
+    /// From this template, 0 if none is named.
+    DatabaseCreated(u32),
     Renamed(u32),
     PreparedCommitted,
 }
@@ -158,8 +171,7 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
             pg_sys::NodeTag::T_CreatedbStmt => {
                 let create: *mut pg_sys::CreatedbStmt = statement.cast();
                 let template = option_named((*create).options, c"template")
-                    .map(|option| database_named(pg_sys::defGetString(option)))
-                    .filter(|oid| *oid != 0);
+                    .map_or(0, |option| database_named(pg_sys::defGetString(option)));
                 Concern::DatabaseCreated(template)
             }
             pg_sys::NodeTag::T_TransactionStmt => {
@@ -186,7 +198,60 @@ unsafe fn option_named(options: *mut pg_sys::List, name: &std::ffi::CStr) -> Opt
     }
 }
 
+unsafe extern "C-unwind" {
+    // Declared anew: pgrx's binding catches an ERROR and raises another from the few fields it keeps.
+    #[link_name = "standard_ProcessUtility"]
+    #[allow(clippy::too_many_arguments)] // Postgres' signature
+    fn standard_process_utility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const std::ffi::c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        destination: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// Before the statement: what it wants of us, with what is to be done first done.
+///
+/// # Safety
+/// `statement` is a utility statement.
 #[pg_guard]
+unsafe extern "C-unwind" fn before_utility(statement: *mut pg_sys::PlannedStmt) -> Concern {
+    // SAFETY: the caller's promise.
+    let concern = unsafe { concern_of((*statement).utilityStmt) };
+    if let (Some(hooks), Concern::Database(oid, _) | Concern::DatabaseCreated(oid)) =
+        (HOOKS.get(), &concern)
+    {
+        if *oid != 0 {
+            (hooks.database_wanted)(*oid);
+        }
+    }
+    concern
+}
+
+/// After the statement, if it did not fail: a request to stay away ends by itself.
+#[pg_guard]
+unsafe extern "C-unwind" fn after_utility(concern: Concern) {
+    let Some(hooks) = HOOKS.get() else { return };
+    match concern {
+        Concern::Database(oid, drops) if oid != 0 => (hooks.database_released)(oid, drops),
+        Concern::DatabaseCreated(template) => {
+            if template != 0 {
+                (hooks.database_released)(template, false);
+            }
+            (hooks.extensions_changed)();
+        }
+        Concern::Renamed(table) => (hooks.table_renamed)(table),
+        Concern::PreparedCommitted => (hooks.prepared_committed)(),
+        _ => {}
+    }
+}
+
+/// Not guarded: an ERROR of the statement goes by as it is, with all of its fields. That is sound because nothing
+/// in this frame has anything to drop; what of ours could panic is in guarded functions of its own.
 #[allow(clippy::too_many_arguments)] // Postgres' signature
 unsafe extern "C-unwind" fn on_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -200,34 +265,15 @@ unsafe extern "C-unwind" fn on_utility(
 ) {
     // SAFETY: called by ProcessUtility with a utility statement; everything is passed on as it came.
     unsafe {
-        let concern = concern_of((*statement).utilityStmt);
-        let hooks = HOOKS.get();
-        if let (Some(hooks), Concern::Database(oid, _) | Concern::DatabaseCreated(Some(oid))) = (hooks, &concern) {
-            if *oid != 0 {
-                (hooks.database_wanted)(*oid);
-            }
-        }
+        let concern = before_utility(statement);
         match PREVIOUS_UTILITY {
             Some(previous) => previous(
                 statement, query, read_only_tree, context, params, environment, destination, completion,
             ),
-            None => pg_sys::standard_ProcessUtility(
+            None => standard_process_utility(
                 statement, query, read_only_tree, context, params, environment, destination, completion,
             ),
         }
-        // Not reached after an ERROR: a request to stay away ends by itself.
-        let Some(hooks) = hooks else { return };
-        match concern {
-            Concern::Database(oid, drops) if oid != 0 => (hooks.database_released)(oid, drops),
-            Concern::DatabaseCreated(template) => {
-                if let Some(oid) = template {
-                    (hooks.database_released)(oid, false);
-                }
-                (hooks.extensions_changed)();
-            }
-            Concern::Renamed(table) => (hooks.table_renamed)(table),
-            Concern::PreparedCommitted => (hooks.prepared_committed)(),
-            _ => {}
-        }
+        after_utility(concern);
     }
 }

@@ -320,6 +320,13 @@ pub fn extensions_changed() -> Result<()> {
     record(Op::Extensions)
 }
 
+/// Whether this transaction created the table: then nobody else has sent anything to it.
+pub fn is_created_here(relation: u32) -> bool {
+    JOURNAL.with_borrow(|j| {
+        j.entries.iter().any(|e| matches!(e.op, Op::Created { relation: of } if of == relation))
+    })
+}
+
 /// The leases that this transaction took from a queue and that are not settled yet: message -> lease.
 pub fn leases_of(at: QueueRef) -> HashMap<i64, i64> {
     JOURNAL.with_borrow(|j| {

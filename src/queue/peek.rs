@@ -9,9 +9,15 @@ use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, row_of};
 use queue_dispatch::{Now, State, View};
 
-/// Where a message stands, in the words of the reference.
-fn state_of(view: Option<View>, record: &Record, now: Now) -> &'static str {
-    let by_row = || if row_of(record).due_us(now).is_some() { "delayed" } else { "ready" };
+/// Where a message stands, in the words of the reference: also where nobody has moved it there yet.
+fn state_of(queue: &Queue, view: Option<View>, record: &Record, now: Now) -> &'static str {
+    let row = row_of(record);
+    let count = view.map_or(row.count, |view| view.count.max(row.count));
+    let by_row = || match row.due_us(now) {
+        Some(_) => "delayed",
+        None if queue.settings.policy().is_exhausted(count) => "exhausted",
+        None => "ready",
+    };
     match view {
         None => by_row(),
         Some(view) => match view.state {
@@ -88,7 +94,7 @@ fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Row
     let row = row_of(record);
     let view = queue.with(|arena, at, _, _| arena.view(at, row.msg_id))?;
     let now = clock::now();
-    let state = state_of(view, record, now);
+    let state = state_of(queue, view, record, now);
     if wanted.is_some_and(|wanted| wanted != state) {
         return Ok(false);
     }

@@ -275,9 +275,12 @@ fn attach(queue: &Queue) -> Result<()> {
     crate::wait_point!("attach");
     loop {
         let database = user::database();
-        let (at, is_configured, version) = shmem::with_arena(|arena, now, _| {
+        let (at, is_configured, version) = shmem::with_arena(|arena, now, fx| {
             let at = arena.queue_attach(database, queue.relation, now.wall_us)?;
             let (is_configured, version) = arena.queue_config_state(at)?;
+            if !is_configured {
+                arena.worker_wake(database, fx); // it looks at what is new
+            }
             Some((at, is_configured, version))
         })?
         .ok_or_else(|| Error::Full {

@@ -302,7 +302,7 @@ fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next
             return Ok(Next::TakeAgain); // loaded or published by others since we took
         }
         if !resolve::may_load() {
-            if is_marked && is_patient {
+            if is_marked && is_patient && !journal::is_created_here(queue.relation) {
                 queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?;
                 next = Next::Await;
             }
@@ -324,7 +324,8 @@ fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next
                 return Ok(Next::TakeAgain);
             }
             Loaded::Busy if is_patient => next = Next::Await,
-            Loaded::Busy | Loaded::Nothing | Loaded::Full => {}
+            Loaded::Nothing => return Ok(Next::TakeAgain), // others have loaded it since we looked
+            Loaded::Busy | Loaded::Full => {}
         }
     }
     Ok(next)

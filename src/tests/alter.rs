@@ -63,7 +63,11 @@ mod tests {
         let before = rows(SETTINGS);
         let lease = "1 ms to 365 days, without months";
         fails("SELECT queue_alter('q', '0')").is_out_of_range("visibility_timeout", "0", lease);
-        fails("SELECT queue_alter('q', max_deliveries => -1)").is_out_of_range("max_deliveries", "-1", "0 to 1000000");
+        fails("SELECT queue_alter('q', max_deliveries => -1)").is_out_of_range(
+            "max_deliveries",
+            "-1",
+            "0 to 1000000",
+        );
         fails("SELECT queue_alter('q', retry_backoff => 0)").is_out_of_range("retry_backoff", "0", "1 to 1000");
         fails("SELECT queue_alter('q', retry_jitter => 2)").is_out_of_range("retry_jitter", "2", "0 to 1");
         fails("SELECT queue_alter('q', retry_delay => '1 month')").says("22023", "retry_delay");
@@ -94,7 +98,8 @@ mod tests {
             "",
             back,
         );
-        fails("SELECT queue_alter('a', dead_letter_queue => 'a')").says("22023", "\"a\" cannot be the dead-letter queue");
+        fails("SELECT queue_alter('a', dead_letter_queue => 'a')")
+            .says("22023", "\"a\" cannot be the dead-letter queue");
         fails("SELECT queue_alter('a', dead_letter_queue => 'd')").is_unknown_queue("d");
     }
 
@@ -103,7 +108,9 @@ mod tests {
         run("SELECT queue_create('q')");
         run("SELECT queue_send('q', '1')");
         run("SELECT queue_alter('q', visibility_timeout => '1 h')");
-        assert!(is("(SELECT lease_expires_at - clock_timestamp() BETWEEN '59 min' AND '61 min' FROM queue_read('q'))"));
+        assert!(is(
+            "(SELECT lease_expires_at - clock_timestamp() BETWEEN '59 min' AND '61 min' FROM queue_read('q'))"
+        ));
     }
 
     #[pg_test]
@@ -134,7 +141,9 @@ mod tests {
         assert!(!is("queue_pause('q')"), "it was paused already");
         assert_eq!(column("SELECT paused FROM queue_list()"), [json!(true)]);
         assert_eq!(number("SELECT queue_send('q', '2')"), 2);
-        for read in ["queue_read('q')", "queue_read_any('{q}')", "queue_pop('q')", "queue_delete_and_read('q', '{}')"] {
+        for read in
+            ["queue_read('q')", "queue_read_any('{q}')", "queue_pop('q')", "queue_delete_and_read('q', '{}')"]
+        {
             assert_eq!(number(&format!("SELECT count(*) FROM {read}")), 0, "{read}");
         }
         assert_eq!(number("SELECT count(*) FROM queue_peek('q')"), 2);

@@ -46,8 +46,10 @@ mod tests {
             dead_letter_queue => 'dead', retry_delay => '3 s', retry_backoff => 1.5, retry_delay_max => '2 days', \
             retry_jitter => 0.5, require_lease => true, unlogged => true)"));
         assert_eq!(
-            rows("SELECT visibility_timeout, max_deliveries, dead_letter_queue, retry_delay, retry_backoff, \
-                retry_delay_max, retry_jitter, require_lease, unlogged FROM queue_list() WHERE queue = 'q'"),
+            rows(
+                "SELECT visibility_timeout, max_deliveries, dead_letter_queue, retry_delay, retry_backoff, \
+                retry_delay_max, retry_jitter, require_lease, unlogged FROM queue_list() WHERE queue = 'q'"
+            ),
             [json!({
                 "visibility_timeout": "00:02:00", "max_deliveries": 7, "dead_letter_queue": "dead",
                 "retry_delay": "00:00:03", "retry_backoff": 1.5, "retry_delay_max": "48:00:00",
@@ -58,11 +60,15 @@ mod tests {
 
     #[pg_test]
     fn create_by_position_takes_settings_in_the_documented_order() {
-        assert!(is("queue_create('q', '1 min', 3, '', '5 s', 3, '1 min', 0, '0', '0', 0, 'reject', '5 min', '0', \
-            false, true, false, true, true)"));
+        assert!(is(
+            "queue_create('q', '1 min', 3, '', '5 s', 3, '1 min', 0, '0', '0', 0, 'reject', '5 min', '0', \
+            false, true, false, true, true)"
+        ));
         assert_eq!(
-            rows("SELECT visibility_timeout, max_deliveries, retry_delay, retry_backoff, retry_delay_max, \
-                retry_jitter, require_lease, unlogged FROM queue_list()"),
+            rows(
+                "SELECT visibility_timeout, max_deliveries, retry_delay, retry_backoff, retry_delay_max, \
+                retry_jitter, require_lease, unlogged FROM queue_list()"
+            ),
             [json!({
                 "visibility_timeout": "00:01:00", "max_deliveries": 3, "retry_delay": "00:00:05",
                 "retry_backoff": 3, "retry_delay_max": "00:01:00", "retry_jitter": 0,
@@ -119,8 +125,10 @@ mod tests {
 
     #[pg_test]
     fn create_at_the_edges_of_the_ranges_works() {
-        assert!(is("queue_create('least', visibility_timeout => '1 ms', max_deliveries => 0, retry_delay => '0', \
-            retry_backoff => 1, retry_delay_max => '0', retry_jitter => 0)"));
+        assert!(is(
+            "queue_create('least', visibility_timeout => '1 ms', max_deliveries => 0, retry_delay => '0', \
+            retry_backoff => 1, retry_delay_max => '0', retry_jitter => 0)"
+        ));
         assert!(is("queue_create('most', visibility_timeout => '365 days', max_deliveries => 1000000, \
             retry_delay => '3650 days', retry_backoff => 1000, retry_delay_max => '3650 days', retry_jitter => 1)"));
     }
@@ -148,8 +156,10 @@ mod tests {
     #[pg_test]
     fn create_if_not_exists_of_the_same_gives_a_notice_and_false() {
         run("SELECT queue_create('q', max_deliveries => 5)");
-        let said = notices("DO $$ BEGIN ASSERT queue_create('q', max_deliveries => 5, if_not_exists => true) \
-            IS FALSE; END $$");
+        let said = notices(
+            "DO $$ BEGIN ASSERT queue_create('q', max_deliveries => 5, if_not_exists => true) \
+            IS FALSE; END $$",
+        );
         assert_eq!(said, ["queue \"q\" already exists"]);
     }
 
@@ -157,9 +167,11 @@ mod tests {
     fn create_if_not_exists_of_another_names_the_settings_that_differ() {
         run("SELECT queue_create('dead')");
         run("SELECT queue_create('q')");
-        let said = notices("SELECT queue_create('q', visibility_timeout => '1 min', max_deliveries => 1, \
+        let said = notices(
+            "SELECT queue_create('q', visibility_timeout => '1 min', max_deliveries => 1, \
             dead_letter_queue => 'dead', retry_delay => '2 s', retry_backoff => 3, retry_delay_max => '2 h', \
-            retry_jitter => 0, require_lease => true, unlogged => true, if_not_exists => true)");
+            retry_jitter => 0, require_lease => true, unlogged => true, if_not_exists => true)",
+        );
         assert_eq!(said.len(), 1, "{said:?}");
         for setting in [
             "visibility_timeout",
@@ -181,7 +193,8 @@ mod tests {
     #[pg_test]
     fn create_if_not_exists_with_bad_settings_is_refused() {
         run("SELECT queue_create('q')");
-        fails("SELECT queue_create('q', max_deliveries => -1, if_not_exists => true)").says("22023", "max_deliveries");
+        fails("SELECT queue_create('q', max_deliveries => -1, if_not_exists => true)")
+            .says("22023", "max_deliveries");
         fails("SELECT queue_create('q', max_length => 1, if_not_exists => true)").is_unbuilt("max_length");
     }
 
@@ -203,8 +216,10 @@ mod tests {
     #[pg_test]
     fn create_makes_tables_that_are_no_members_of_the_extension() {
         run("SELECT queue_create('q')");
-        let members = number("SELECT count(*) FROM pg_depend WHERE deptype = 'e' AND classid = 'pg_class'::regclass \
-            AND objid IN ('queue.q'::regclass, 'queue_archive.q'::regclass)");
+        let members = number(
+            "SELECT count(*) FROM pg_depend WHERE deptype = 'e' AND classid = 'pg_class'::regclass \
+            AND objid IN ('queue.q'::regclass, 'queue_archive.q'::regclass)",
+        );
         assert_eq!(members, 0);
     }
 
@@ -247,7 +262,11 @@ mod tests {
         make_role("foreigner");
         as_role("somebody", || {
             fails("SELECT queue_create('q')").is_denied("create", "q", "CREATE on schema queue");
-            fails("SELECT queue_create('q', if_not_exists => true)").is_denied("create", "q", "CREATE on schema queue");
+            fails("SELECT queue_create('q', if_not_exists => true)").is_denied(
+                "create",
+                "q",
+                "CREATE on schema queue",
+            );
         });
         run("GRANT CREATE ON SCHEMA queue TO somebody, foreigner");
         as_role("somebody", || {
@@ -259,7 +278,8 @@ mod tests {
             assert!(is("queue_alter('q', max_deliveries => 3)"));
         });
         for table in ["queue.q", "queue_archive.q"] {
-            let owner = value(&format!("SELECT relowner::regrole::text FROM pg_class WHERE oid = '{table}'::regclass"));
+            let owner =
+                value(&format!("SELECT relowner::regrole::text FROM pg_class WHERE oid = '{table}'::regclass"));
             assert_eq!(owner, json!("somebody"));
         }
         as_role("foreigner", || {
@@ -319,16 +339,16 @@ mod tests {
         run("SET LOCAL search_path = liar, pg_catalog, public");
         run("SELECT public.queue_create('dead')");
         run("SELECT public.queue_create('q', dead_letter_queue => 'dead')");
-        assert_eq!(column("SELECT * FROM public.queue_send_batch('q', '{1,2,3}')"), [json!(1), json!(2), json!(3)]);
+        assert_eq!(
+            column("SELECT * FROM public.queue_send_batch('q', '{1,2,3}')"),
+            [json!(1), json!(2), json!(3)]
+        );
         assert_eq!(column("SELECT msg_id FROM public.queue_read('q', 3)"), [json!(1), json!(2), json!(3)]);
         assert_eq!(value("SELECT outcome FROM public.queue_retry('q', 1)"), json!("retried"));
         assert_eq!(value("SELECT public.queue_reject('q', 2)"), json!("dead_lettered"));
         assert_eq!(value("SELECT public.queue_archive('q', 3)"), json!(true));
         assert_eq!(value("SELECT public.queue_alter('q', max_deliveries => 1)"), json!(true));
-        assert_eq!(
-            column("SELECT max_deliveries FROM public.queue_list()"),
-            [json!(20), json!(1)]
-        );
+        assert_eq!(column("SELECT max_deliveries FROM public.queue_list()"), [json!(20), json!(1)]);
     }
 
     #[pg_test]
@@ -344,7 +364,9 @@ mod tests {
         make_role("somebody");
         make_role("watcher");
         run("GRANT pg_monitor TO watcher");
-        as_role("somebody", || assert_eq!(column("SELECT queue FROM queue_list()"), Vec::<serde_json::Value>::new()));
+        as_role("somebody", || {
+            assert_eq!(column("SELECT queue FROM queue_list()"), Vec::<serde_json::Value>::new())
+        });
         run("SELECT queue_grant('a', 'somebody', 'send'), queue_grant('c', 'somebody', 'observe')");
         run("SELECT queue_grant('d', 'public', 'consume')");
         as_role("somebody", || {

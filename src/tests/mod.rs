@@ -46,7 +46,10 @@ impl Failure {
     /// The same for an error that Postgres itself words: SQLSTATE and a part of the message.
     #[track_caller]
     pub fn says(&self, sqlstate: &str, part: &str) {
-        assert!(self.sqlstate == sqlstate && self.message.contains(part), "{sqlstate} ... {part} ... != {self:?}");
+        assert!(
+            self.sqlstate == sqlstate && self.message.contains(part),
+            "{sqlstate} ... {part} ... != {self:?}"
+        );
     }
 
     /// An argument whose capability is not built.
@@ -99,9 +102,8 @@ pub fn run(sql: &str) {
 /// The rows of a query, each a JSON object.
 #[track_caller]
 pub fn rows(query: &str) -> Vec<Value> {
-    let sql = format!(
-        "SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(x)), '[]') FROM ({query}) AS x"
-    );
+    let sql =
+        format!("SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(x)), '[]') FROM ({query}) AS x");
     match Spi::get_one::<pgrx::JsonB>(&sql) {
         Ok(Some(pgrx::JsonB(Value::Array(rows)))) => rows,
         other => panic!("{query}: {:?}", other.map(|json| json.map(|json| json.0))),

@@ -25,7 +25,10 @@ mod tests {
         assert_eq!(value(&format!("SELECT outcome FROM queue_retry({q}, 1, delay => '0')")), json!("retried"));
         assert!(is(&format!("queue_extend({q}, 2) > now()")));
         assert_eq!(value(&format!("SELECT queue_reject({q}, 2)")), json!("dead_lettered"));
-        assert_eq!(value("SELECT headers #>> '{dead_letter,queue}' FROM queue_pop('dead-letters')"), json!(name));
+        assert_eq!(
+            value("SELECT headers #>> '{dead_letter,queue}' FROM queue_pop('dead-letters')"),
+            json!(name)
+        );
         assert!(is(&format!("queue_archive({q}, 1)")));
         assert!(is(&format!("queue_cancel({q}, 4)")));
         assert_eq!(number(&format!("SELECT queue_purge({q})")), 0);
@@ -133,7 +136,8 @@ mod tests {
             "A queue's name is its table's name: it has at most 63 bytes.",
             "",
         );
-        fails(&format!("SELECT queue_create('{long}', if_not_exists => true)")).says("42602", "invalid queue name");
+        fails(&format!("SELECT queue_create('{long}', if_not_exists => true)"))
+            .says("42602", "invalid queue name");
         fails(&format!("SELECT queue_send('{long}', '1')")).is_unknown_queue(&long);
         fails(&format!("SELECT * FROM queue_read('{long}')")).is_unknown_queue(&long);
         assert!(!is(&format!("queue_drop('{long}')")));
@@ -147,7 +151,10 @@ mod tests {
         assert_eq!(column("SELECT msg_id FROM queue_read('a')"), [json!(1)]);
         run("ALTER TABLE queue.a RENAME TO b");
         fails("SELECT queue_send('a', '1')").is_unknown_queue("a");
-        assert_eq!(rows("SELECT queue, max_deliveries FROM queue_list()"), [json!({"queue": "b", "max_deliveries": 3})]);
+        assert_eq!(
+            rows("SELECT queue, max_deliveries FROM queue_list()"),
+            [json!({"queue": "b", "max_deliveries": 3})]
+        );
         assert_eq!(number("SELECT queue_send('b', '2')"), 2);
         assert!(is("queue_archive('b', 1)"));
         assert_eq!(column("SELECT msg_id FROM queue_read('b')"), [json!(2)]);

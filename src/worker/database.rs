@@ -7,6 +7,7 @@
 //!
 //! Reads do not depend on it, except that a message which had its last delivery stays until it is moved.
 
+use crate::pg::call::Value;
 use crate::pg::shmem::Request;
 use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
@@ -94,6 +95,9 @@ fn round(database: u32, postponed: &mut Postponed) -> i64 {
             next_us = next_us.min(tick.next_us);
             if tick.load || tick.scan || tick.exhausted > 0 {
                 next_us = next_us.min(serve(database, &tick, postponed));
+            }
+            if tick.is_new {
+                raise_identity(database, &tick);
             }
         }
         pgrx::check_for_interrupts!();
@@ -206,6 +210,43 @@ fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
             Ok(Opened::Gone)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Rows that came with ids of their own (a restore, a replica, plain INSERT) leave the identity behind: then the
+/// next send would collide with one of them. Raised past the highest id of queue and archive, if it is behind.
+fn raise_identity(database: u32, tick: &Tick) {
+    const BEHIND: &str = "SELECT h.id, s.oid FROM \
+        (SELECT pg_catalog.pg_get_serial_sequence($1, 'msg_id')::pg_catalog.regclass::pg_catalog.oid) AS s (oid), \
+        (SELECT GREATEST((SELECT pg_catalog.max(msg_id) FROM ONLY {queue}), \
+                         (SELECT pg_catalog.max(msg_id) FROM ONLY {archive}))) AS h (id) \
+        WHERE h.id OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
+    let done = worker::transaction("looking after message ids", || -> crate::Result<()> {
+        let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
+        let Some(archive) = user::relation_name(queue.archive) else { return Ok(()) };
+        let archive = format!("queue_archive.{}", spi::quoted(&archive));
+        let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
+        let look = || {
+            let table = queue.table_name();
+            let outcome = spi::run(&behind, &[pg_sys::TEXTOID.into()], &[Value::of(table.as_str())]);
+            outcome.rows.first().and_then(|row| Some((row[0].i64()?, row[1].get::<pg_sys::Oid>()?)))
+        };
+        let Some((_, sequence)) = look() else { return Ok(()) };
+        // nextval takes a weaker lock that conflicts with this one: nobody draws an id between look and set.
+        if !table::try_lock(sequence.into(), pg_sys::ShareRowExclusiveLock) {
+            return Ok(()); // somebody is sending: he will see the collision, and DDL or a restart looks again
+        }
+        if let Some((highest, sequence)) = look() {
+            spi::run(
+                "SELECT pg_catalog.setval($1::pg_catalog.regclass, $2)",
+                &[pg_sys::OIDOID.into(), pg_sys::INT8OID.into()],
+                &[Value::of(sequence), Value::of(highest)],
+            );
+        }
+        Ok(())
+    });
+    if let Some(Err(error)) = done {
+        pgrx::log!("pg_queue worker: looking after message ids failed: {error:?}");
     }
 }
 

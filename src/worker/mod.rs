@@ -31,8 +31,11 @@ crate::worker_mains! {
 /// asked for it die, a worker comes back after this.
 const KEEP_AWAY_US: i64 = 60_000_000;
 
-/// Has the launcher look at every database again. Called in a COMMIT callback: cannot fail.
+/// Has the launcher look at every database again, and this one's worker at whether it is still wanted. Called in
+/// a COMMIT callback: cannot fail.
 pub fn look_again() {
+    let database = user::database();
+    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
     let launcher = shmem::with_server(|server, _| {
         server.probe_all = true;
         server.launcher

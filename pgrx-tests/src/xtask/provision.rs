@@ -170,6 +170,7 @@ pub fn postgres(major: u16) -> Result<Tree> {
     let packages = server_packages(major);
     let packages = packages.each_ref().map(String::as_str);
     if apt::offers(&packages)? {
+        println!("    (Debian's package also makes a cluster {major}/main of its own; it is not used here)");
         apt::install(&packages, &format!("PostgreSQL {major}, its server and headers"))?;
         let pg = installed(major).ok_or_else(|| {
             anyhow!("{} are installed, yet no usable PostgreSQL {major} is there", packages.join(", "))

@@ -3,8 +3,8 @@
 //!
 //! # Who may have a slot
 //!
-//! Every queue is promised `slots_min` slots. `Head::reserved` counts the promised slots that are not in use; a
-//! queue beyond its promise may only have a slot that is not promised to another. When there is none, a slot is
+//! Every queue is promised `slots_min` slots, also one that is not attached yet: else leases of the others could
+//! fill the arena before it comes. `Head::reserved` counts the promised slots that are not in use; a queue beyond its promise may only have a slot that is not promised to another. When there is none, a slot is
 //! taken from a queue that holds more than the asking one: the last of its ready messages (or of its exhausted
 //! ones) whose row tells all that the slot knows; that queue's mark goes down to it. So a queue that nobody reads
 //! cannot fill the arena.
@@ -137,13 +137,14 @@ pub struct Queue {
     pub(crate) is_configured: bool,
     /// The worker is asked to load.
     pub(crate) load_wanted: bool,
+    /// Attached, or changed by DDL, and the worker has not looked at its table since.
+    pub(crate) is_new: bool,
     /// What runs is a scan.
     pub(crate) is_scanning: bool,
     /// The last load stopped for want of room, and none was made since; in the list of the hungry.
     pub(crate) is_hungry: bool,
     /// Hungry, because its exhausted messages fill their window.
     pub(crate) is_hungry_exhausted: bool,
-    pub(crate) pad: [u8; 1],
 }
 
 impl Queue {
@@ -182,10 +183,10 @@ impl Queue {
         is_dying: false,
         is_configured: false,
         load_wanted: false,
+        is_new: false,
         is_scanning: false,
         is_hungry: false,
         is_hungry_exhausted: false,
-        pad: [0; 1],
     };
 
     pub(crate) fn used(&self) -> u32 {
@@ -259,6 +260,7 @@ impl<'a> Arena<'a> {
         self.head.epoch = self.draw(last.0);
         self.head.lease_epoch = self.draw(last.1);
         self.head.slots_free = self.slots.len() as u32;
+        self.head.reserved = config.slots_min.saturating_mul(self.queues.len() as u32);
         self.queue_buckets.fill(NIL);
         self.slot_buckets.fill(NIL);
         self.queues.fill(Queue::FREE);
@@ -377,10 +379,10 @@ impl<'a> Arena<'a> {
             db: self.db_find(database).unwrap_or(NIL),
             next: self.queue_buckets[bucket],
             is_attached: true,
+            is_new: true,
             ..Queue::FREE
         };
         self.queue_buckets[bucket] = index;
-        self.head.reserved += self.head.config.slots_min;
         Some(self.queue_ref(index))
     }
 
@@ -419,6 +421,7 @@ impl<'a> Arena<'a> {
     pub fn queue_mark_all(&mut self, queue: QueueRef, fx: &mut Effects) {
         let Some(q) = self.index_of(queue) else { return };
         self.mark_lower(q, i64::MIN);
+        self.queues[q as usize].is_new = true;
         self.announce_mark(q, fx);
         self.worker_wanted(q, fx);
     }
@@ -514,7 +517,6 @@ impl<'a> Arena<'a> {
         if self.queue_find(queue.database, queue.relation).is_some_and(|found| found.index == q) {
             return; // still being emptied; queue_detach comes again
         }
-        self.head.reserved -= self.head.config.slots_min;
         self.queues[q as usize] = Queue { next: self.head.queue_free, ..Queue::FREE };
         self.head.queue_free = q;
     }

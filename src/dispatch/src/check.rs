@@ -124,6 +124,7 @@ impl Arena<'_> {
                 self.queue_find(queue.database, queue.relation).is_some_and(|found| found.index == q);
             ensure(is_found || queue.is_dying, "queue not found through the hash")?;
         }
+        reserved += self.head.config.slots_min * (self.queues.len() as u32 - attached);
         ensure(reserved == self.head.reserved, "reserved")?;
         let (mut listed, mut here) = (0, self.head.queue_free);
         while here != NIL {
@@ -207,6 +208,9 @@ impl Arena<'_> {
     /// Whether nobody sleeps in vain. Only true while nobody is between beginning to wait and trying once more.
     #[doc(hidden)]
     pub fn check_sleepers(&self) -> Result<(), &'static str> {
+        let attached = || self.queues[..self.head.queues_touched as usize].iter().filter(|q| q.is_attached);
+        // One slot wakes one: he uses it, or says so when he leaves.
+        let is_room_seen_to = attached().any(|queue| queue.woken_len > 0 || queue.loader != NIL);
         for q in 0..self.head.queues_touched {
             let queue = &self.queues[q as usize];
             // A load wakes at its end, however it ends.
@@ -218,7 +222,7 @@ impl Arena<'_> {
             let may_load = queue.mark != NO_MARK && !queue.load_wanted;
             ensure(!may_load || queue.is_hungry, "a waiter sleeps beside a mark that nobody will load")?;
             let has_room = queue.is_hungry && !queue.is_hungry_exhausted && self.has_room_for_hungry(q);
-            ensure(!has_room, "a hungry waiter sleeps though there is room")?;
+            ensure(!has_room || is_room_seen_to, "a hungry waiter sleeps though there is room")?;
         }
         Ok(())
     }

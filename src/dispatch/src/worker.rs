@@ -37,6 +37,8 @@ pub struct Tick {
     pub scan: bool,
     /// Messages that had their last delivery.
     pub exhausted: u32,
+    /// The queue was attached, or its table changed by DDL, since the last tick that said so.
+    pub is_new: bool,
 }
 
 impl Arena<'_> {
@@ -151,7 +153,9 @@ impl Arena<'_> {
                 load: record.load_wanted && record.mark != NO_MARK && is_idle && has_room && !record.is_hungry,
                 scan,
                 exhausted: record.exhausted_len,
+                is_new: record.is_new,
             };
+            self.queues[q as usize].is_new = false;
             let next = q + 1;
             return (Some(tick), if next < end { next } else { NIL });
         }

@@ -707,27 +707,41 @@ fn take_under_a_quarter_of_the_window_asks_the_worker_once() {
 // ---- the arena ---------------------------------------------------------------------------------------------
 
 #[test]
-fn alloc_for_a_new_queue_evicts_from_the_largest_and_marks_it() {
-    let mut d = Desk::new(8, 2, 8);
-    for id in 1..=8 {
+fn alloc_beyond_the_promise_evicts_from_the_largest_and_marks_it() {
+    let mut d = Desk::new(16, 2, 16); // four queues: eight are promised, eight are anybody's
+    for id in 1..=10 {
         d.publish(id);
     }
-    assert_eq!(d.arena().slots_free(), 0);
+    assert_eq!(d.arena().slots_free(), 6);
     let first = d.queue;
     d.queue = d.attach(101);
     for id in 1..=4 {
         d.publish(id);
     }
     let second = d.queue;
-    assert!(d.arena().lengths(second).unwrap()[0] >= 2, "what is promised");
-    let lengths = d.arena().lengths(first).unwrap();
+    assert_eq!(d.arena().lengths(second).unwrap()[0], 4);
+    assert_eq!(d.arena().lengths(first).unwrap()[0], 8);
     d.queue = first;
-    assert_eq!(d.mark(), i64::from(lengths[0]) + 1);
+    assert_eq!(d.mark(), 9);
+}
+
+#[test]
+fn alloc_for_a_queue_that_comes_late_finds_its_promise_kept() {
+    let mut d = Desk::new(16, 2, 16);
+    for id in 1..=12 {
+        d.publish(id);
+    }
+    assert_eq!(d.take(16).len(), 10, "the leases cannot be evicted, and what is promised is not theirs");
+    d.queue = d.attach(101);
+    d.publish(1);
+    d.publish(2);
+    d.publish(3);
+    assert_eq!((d.state(1), d.state(2), d.state(3)), (Some(State::Ready), Some(State::Ready), None));
 }
 
 #[test]
 fn alloc_never_evicts_what_the_row_does_not_know() {
-    let mut d = Desk::new(4, 1, 8);
+    let mut d = Desk::new(7, 1, 8); // four are promised, three are anybody's
     for id in 1..=4 {
         d.publish(id);
     }
@@ -737,33 +751,36 @@ fn alloc_never_evicts_what_the_row_does_not_know() {
     assert_eq!(d.state(4), Some(State::Ready));
     d.queue = d.attach(101);
     d.publish(1);
-    assert_eq!((d.state(1), d.mark()), (None, 1));
+    d.publish(2);
+    assert_eq!((d.state(1), d.state(2), d.mark()), (Some(State::Ready), None, 2));
 }
 
 #[test]
 fn finish_in_a_full_arena_wakes_the_hungry_queue() {
-    let mut d = Desk::new(4, 1, 8);
+    let mut d = Desk::new(7, 1, 8);
     for id in 1..=4 {
         d.publish(id);
     }
     let first = d.queue;
     let leases = d.take(4);
     d.queue = d.attach(101);
-    d.publish(1); // no slot to be had
+    d.publish(1); // the promised one
+    d.take(1);
+    d.publish(2); // no slot to be had
     let (second, now) = (d.queue, d.now);
     d.wait(3);
     assert!(matches!(d.arena().load_begin(second, 3), LoadStart::From(_)));
-    assert_eq!(d.load_row(row(1)), LoadRow::Full);
+    assert_eq!(d.load_row(row(2)), LoadRow::Full);
     d.woken();
-    d.memory.arena().load_end(second, 3, 1, &mut d.fx);
+    d.memory.arena().load_end(second, 3, 2, &mut d.fx);
     assert!(d.woken().is_empty(), "loading again would be futile");
     d.queue = first;
     d.pin(1, Fence::Lease(leases[0].lease_id), 5);
     d.finish(1, 5);
     assert_eq!(d.woken(), [3]);
     d.queue = second;
-    assert!(matches!(d.memory.arena().load_begin(second, 3), LoadStart::From(1)));
-    assert_eq!(d.memory.arena().load_row(second, row(1), now, &mut d.fx), LoadRow::Known);
+    assert!(matches!(d.memory.arena().load_begin(second, 3), LoadStart::From(2)));
+    assert_eq!(d.memory.arena().load_row(second, row(2), now, &mut d.fx), LoadRow::Known);
 }
 
 #[test]
@@ -791,7 +808,7 @@ fn detach_with_pins_frees_the_record_when_the_last_pin_goes() {
 
 #[test]
 fn clear_after_truncate_leaves_nothing_and_no_mark() {
-    let mut d = Desk::new(8, 2, 4);
+    let mut d = Desk::new(16, 2, 4);
     for id in 1..=6 {
         d.publish(id);
     }
@@ -802,7 +819,7 @@ fn clear_after_truncate_leaves_nothing_and_no_mark() {
         rounds += 1;
     }
     assert!(rounds >= 2);
-    assert_eq!((d.arena().slots_free(), d.mark()), (8, NO_MARK));
+    assert_eq!((d.arena().slots_free(), d.mark()), (16, NO_MARK));
 }
 
 #[test]

@@ -1,0 +1,294 @@
+//! What the multi-session tests share: the verbs as plain calls, sessions asleep in a read, backends held still at
+//! a wait point. Decides nothing: every expectation is in the tests.
+#![allow(dead_code)] // each test file uses its part
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+
+use postgres::{Client, Error};
+use queue_tests::{shared_database, wait_points, Cluster, Database, Running, Session};
+
+/// How long a reader in a test waits for a message that must come: longer than anything here takes, so that a
+/// lost wake-up ends in an empty answer, and shorter than the harness' own limit.
+pub const LONG: &str = "25 s";
+
+/// One message, as a read gave it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    pub msg_id: i64,
+    pub lease_id: i64,
+    pub count: i64,
+    pub message: serde_json::Value,
+    pub last_error: Option<String>,
+}
+
+pub type Reading = Running<Result<Vec<Delivery>, Error>>;
+
+pub fn session(database: &Database) -> Session {
+    Session::open(database).unwrap()
+}
+
+/// A database on the shared cluster with these queues in it.
+pub fn database_with(queues: &[&str]) -> Database<'static> {
+    let database = shared_database();
+    create(&mut session(&database), queues);
+    database
+}
+
+/// A database on a cluster of the test's own.
+pub fn database_on<'a>(cluster: &'a Cluster, queues: &[&str]) -> Database<'a> {
+    let database = cluster.create_database().unwrap();
+    create(&mut session(&database), queues);
+    database
+}
+
+pub fn create(client: &mut Client, queues: &[&str]) {
+    for queue in queues {
+        client.execute("SELECT queue_create($1)", &[queue]).unwrap();
+    }
+}
+
+/// Sends one message, the number as JSON; returns its id.
+pub fn send(client: &mut Client, queue: &str, number: i64) -> i64 {
+    try_send(client, queue, number).unwrap()
+}
+
+pub fn try_send(client: &mut Client, queue: &str, number: i64) -> Result<i64, Error> {
+    Ok(client.query_one("SELECT queue_send($1, to_jsonb($2::int8))", &[&queue, &number])?.get(0))
+}
+
+/// Sends the numbers from 1 to `count`, in one statement.
+pub fn send_many(client: &mut Client, queue: &str, count: i64) -> Vec<i64> {
+    let rows = client
+        .query(
+            "SELECT queue_send_batch($1, array(SELECT to_jsonb(n) FROM generate_series(1, $2::int8) n))",
+            &[&queue, &count],
+        )
+        .unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Sends one message that is visible after `delay`.
+pub fn send_delayed(client: &mut Client, queue: &str, delay: &str) -> i64 {
+    let row =
+        client.query_one("SELECT queue_send($1, '0', delay => $2::text::interval)", &[&queue, &delay]).unwrap();
+    row.get(0)
+}
+
+pub fn try_read(
+    client: &mut Client, queue: &str, quantity: i64, timeout: Option<&str>, wait: &str,
+) -> Result<Vec<Delivery>, Error> {
+    let rows = client.query(
+        "SELECT msg_id, lease_id, delivery_count, message, last_error \
+         FROM queue_read($1, $2, $3::text::interval, $4::text::interval)",
+        &[&queue, &quantity, &timeout, &wait],
+    )?;
+    Ok(rows
+        .iter()
+        .map(|row| Delivery {
+            msg_id: row.get(0),
+            lease_id: row.get(1),
+            count: row.get(2),
+            message: row.get(3),
+            last_error: row.get(4),
+        })
+        .collect())
+}
+
+/// Reads without waiting, with the queue's own lease.
+pub fn read(client: &mut Client, queue: &str, quantity: i64) -> Vec<Delivery> {
+    try_read(client, queue, quantity, None, "0").unwrap()
+}
+
+/// Reads one message, which must be there.
+#[track_caller]
+pub fn read_one(client: &mut Client, queue: &str) -> Delivery {
+    let mut got = read(client, queue, 1);
+    assert_eq!(got.len(), 1, "a message should have been ready");
+    got.remove(0)
+}
+
+/// Reads without waiting, with a lease of that length.
+pub fn read_for(client: &mut Client, queue: &str, quantity: i64, timeout: &str) -> Vec<Delivery> {
+    try_read(client, queue, quantity, Some(timeout), "0").unwrap()
+}
+
+/// Reads and waits for what must come.
+#[track_caller]
+pub fn read_awaited(client: &mut Client, queue: &str) -> Delivery {
+    let mut got = try_read(client, queue, 1, None, LONG).unwrap();
+    assert_eq!(got.len(), 1, "a message should have come");
+    got.remove(0)
+}
+
+pub fn ids(deliveries: &[Delivery]) -> Vec<i64> {
+    deliveries.iter().map(|delivery| delivery.msg_id).collect()
+}
+
+pub fn sorted(mut ids: Vec<i64>) -> Vec<i64> {
+    ids.sort_unstable();
+    ids
+}
+
+pub fn delete(client: &mut Client, queue: &str, delivery: &Delivery) -> bool {
+    let sql = "SELECT queue_delete($1, $2, $3)";
+    client.query_one(sql, &[&queue, &delivery.msg_id, &delivery.lease_id]).unwrap().get(0)
+}
+
+pub fn delete_strictly(client: &mut Client, queue: &str, delivery: &Delivery) -> Result<(), Error> {
+    let sql = "SELECT queue_delete($1, $2, $3, strict => true)";
+    client.query_one(sql, &[&queue, &delivery.msg_id, &delivery.lease_id]).map(|_| ())
+}
+
+pub fn delete_id(client: &mut Client, queue: &str, msg_id: i64) -> bool {
+    client.query_one("SELECT queue_delete($1, $2)", &[&queue, &msg_id]).unwrap().get(0)
+}
+
+pub fn delete_ids(client: &mut Client, queue: &str, ids: &[i64]) -> Vec<i64> {
+    let rows = client.query("SELECT queue_delete_batch($1, $2)", &[&queue, &ids]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// When the lease ends now, as text; None: lost.
+pub fn extend(client: &mut Client, queue: &str, delivery: &Delivery, timeout: &str) -> Option<String> {
+    let sql = "SELECT queue_extend($1, $2, $3, $4::text::interval)::text";
+    client.query_one(sql, &[&queue, &delivery.msg_id, &delivery.lease_id, &timeout]).unwrap().get(0)
+}
+
+pub fn release(client: &mut Client, queue: &str, delivery: &Delivery) -> bool {
+    let sql = "SELECT queue_release($1, array[$2::int8], array[$3::int8])";
+    !client.query(sql, &[&queue, &delivery.msg_id, &delivery.lease_id]).unwrap().is_empty()
+}
+
+/// Outcome of a retry with this delay.
+pub fn retry(client: &mut Client, queue: &str, delivery: &Delivery, delay: Option<&str>) -> String {
+    let sql = "SELECT outcome FROM queue_retry($1, $2, $3, 'failed', $4::text::interval)";
+    client.query_one(sql, &[&queue, &delivery.msg_id, &delivery.lease_id, &delay]).unwrap().get(0)
+}
+
+/// Reads and finishes until the queue is empty; what was delivered, in that order.
+pub fn drain(client: &mut Client, queue: &str) -> Vec<i64> {
+    let mut all = Vec::new();
+    loop {
+        let got = ids(&read(client, queue, 1_000));
+        if got.is_empty() {
+            return all;
+        }
+        assert_eq!(sorted(delete_ids(client, queue, &got)), sorted(got.clone()), "what was read is finished");
+        all.extend(got);
+    }
+}
+
+pub fn rows(client: &mut Client, queue: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM queue.\"{}\"", queue.replace('"', "\"\""));
+    client.query_one(&sql, &[]).unwrap().get(0)
+}
+
+pub fn state(client: &mut Client, queue: &str, msg_id: i64) -> Option<String> {
+    let sql = "SELECT state FROM queue_peek($1, msg_ids => array[$2::int8])";
+    client.query_opt(sql, &[&queue, &msg_id]).unwrap().map(|row| row.get(0))
+}
+
+/// Starts a read that waits [`LONG`], and returns when it sleeps.
+pub fn reader_asleep(database: &Database, queue: &str) -> Reading {
+    let reading = start_read(session(database), queue);
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    reading
+}
+
+/// Starts a read of one message that waits [`LONG`].
+pub fn start_read(session: Session, queue: &str) -> Reading {
+    let queue = queue.to_owned();
+    session.run_with(move |client| try_read(client, &queue, 1, None, LONG)).unwrap()
+}
+
+/// What that read got, and the session.
+#[track_caller]
+pub fn joined(reading: Reading) -> (Session, Vec<Delivery>) {
+    let (session, result) = reading.join().unwrap();
+    (session, result.unwrap_or_else(|error| panic!("the read failed: {error:?}")))
+}
+
+/// The SQLSTATE of what must be an error.
+#[track_caller]
+pub fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+    match result {
+        Ok(value) => panic!("no error but {value:?}"),
+        Err(error) => match error.code() {
+            Some(code) => code.code().to_owned(),
+            None => format!("none: {error}"),
+        },
+    }
+}
+
+/// The PID of a database's worker, once it runs.
+pub fn worker_pid(database: &Database) -> i32 {
+    let mut client = database.connect().unwrap();
+    queue_tests::wait_until_some("the database has a worker", || find_worker(&mut client, &database.name))
+}
+
+/// The PID of a database's worker, if it runs and is connected.
+pub fn find_worker(client: &mut Client, database: &str) -> Option<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' AND datname = $1 \
+               AND wait_event IS NOT NULL";
+    client.query_opt(sql, &[&database]).unwrap().map(|row| row.get(0))
+}
+
+pub fn launcher_pid(client: &mut Client) -> Option<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'pg_queue launcher%'";
+    client.query_opt(sql, &[]).unwrap().map(|row| row.get(0))
+}
+
+/// Keeps one backend still at a wait point, once it comes there, until released or dropped. A server's point can be
+/// armed for one backend at a time, so a test that uses one has it to itself; a test that uses several takes them
+/// in alphabetical order.
+pub struct Hold {
+    name: &'static str,
+    client: Client,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Hold {
+    pub fn backend(database: &Database, name: &'static str, pid: i32) -> Self {
+        Self::new(database, name, Some(pid))
+    }
+
+    /// Whoever comes there: only on a cluster of the test's own.
+    pub fn everybody(database: &Database, name: &'static str) -> Self {
+        Self::new(database, name, None)
+    }
+
+    fn new(database: &Database, name: &'static str, pid: Option<i32>) -> Self {
+        static TURNS: Mutex<Option<HashMap<String, &'static Mutex<()>>>> = Mutex::new(None);
+        let turn: &'static Mutex<()> = {
+            let mut turns = TURNS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let key = format!("{}/{name}", database.cluster.directory().display());
+            turns.get_or_insert_default().entry(key).or_insert_with(|| Box::leak(Box::default()))
+        };
+        let turn = turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut client = database.connect().unwrap();
+        wait_points::arm(&mut client, name, pid).unwrap();
+        Self { name, client, _turn: turn }
+    }
+
+    /// Returns when somebody stands there.
+    #[track_caller]
+    pub fn wait_reached(&mut self) {
+        wait_points::wait_reached(&mut self.client, self.name, 1);
+    }
+
+    pub fn reached(&mut self) -> i64 {
+        wait_points::reached(&mut self.client, self.name).unwrap()
+    }
+
+    pub fn release(mut self) {
+        wait_points::release(&mut self.client, self.name).unwrap();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // After a crash the server has forgotten the point by itself.
+        let _ = wait_points::release(&mut self.client, self.name);
+    }
+}
