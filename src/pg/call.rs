@@ -113,6 +113,12 @@ impl Value {
     }
 }
 
+/// How many triggers deep this is.
+pub fn trigger_depth() -> i32 {
+    // SAFETY: pg_trigger_depth takes no arguments and only reads a variable of trigger.c.
+    unsafe { pgrx::direct_function_call(pg_sys::pg_trigger_depth, &[]) }.unwrap_or(0)
+}
+
 /// A function's arguments, by position from 0.
 pub struct Args(pg_sys::FunctionCallInfo);
 

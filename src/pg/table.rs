@@ -55,6 +55,8 @@ pub enum Deleted {
     Moved,
     /// It is gone already, or this transaction itself deleted it.
     Gone,
+    /// A trigger of the table's owner kept it.
+    Kept,
     /// Another transaction is at it, and waiting was not wanted.
     Busy,
 }
@@ -363,8 +365,8 @@ pub fn index_on(table: &Table, column: i16) -> Option<u32> {
 pub enum Fired {
     /// A row of this table was inserted.
     Inserted(u32, Record),
-    /// A row of this table was updated; this is its new version.
-    Updated(u32, Record),
+    /// A row of this table was updated: the old version and the new one.
+    Updated(u32, Record, Record),
     /// This table was truncated.
     Truncated(u32),
 }
@@ -387,7 +389,7 @@ pub fn fired(fcinfo: pg_sys::FunctionCallInfo) -> Option<Fired> {
                 Some(Fired::Inserted(oid, Record::of((*data).tg_trigslot)))
             }
             pg_sys::TRIGGER_EVENT_UPDATE if is_row && is_after => {
-                Some(Fired::Updated(oid, Record::of((*data).tg_newslot)))
+                Some(Fired::Updated(oid, Record::of((*data).tg_trigslot), Record::of((*data).tg_newslot)))
             }
             pg_sys::TRIGGER_EVENT_TRUNCATE if !is_row && is_after => Some(Fired::Truncated(oid)),
             _ => None,

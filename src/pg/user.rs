@@ -207,3 +207,9 @@ pub fn is_monitor() -> bool {
     // SAFETY: look-ups in the system caches, in a transaction.
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_MONITOR)) }
 }
+
+/// Whether a relation is unlogged.
+pub fn is_unlogged(relation: u32) -> bool {
+    // SAFETY: a look-up in the system caches, in a transaction.
+    unsafe { pg_sys::get_rel_persistence(relation.into()) == pg_sys::RELPERSISTENCE_UNLOGGED as std::ffi::c_char }
+}

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::pg::{latch, spi};
+use crate::pg::{latch, shmem, spi};
 use crate::queue::journal::{self, Own, OwnThen};
 use crate::queue::resolve::{self, For, Queue};
 use crate::queue::take::find;
@@ -38,8 +38,13 @@ pub fn delete_row(
                 &[pg_sys::INT8OID.into()],
             )
         });
-        let outcome = plan.run(&[Value::of(msg_id)], Some(snapshot));
-        return Ok(if outcome.processed == 1 { Deleted::Ok } else { Deleted::Gone });
+        if plan.run(&[Value::of(msg_id)], Some(snapshot)).processed == 1 {
+            return Ok(Deleted::Ok);
+        }
+        let again = Snapshot::latest();
+        let is_kept = table.lookup(queue.key, msg_id, &again).is_some();
+        again.done();
+        return Ok(if is_kept { Deleted::Kept } else { Deleted::Gone });
     }
     let mut result = table.delete(tid, snapshot, true);
     // Each round another transaction has updated the row and committed; nobody does that for ever.
@@ -57,6 +62,13 @@ pub fn delete_row(
         again.done();
     }
     Ok(result)
+}
+
+/// Takes a pin off again, at once: the message stays.
+pub fn unpin(at: QueueRef, msg_id: i64) -> Result<()> {
+    let me = latch::my_proc();
+    journal::unpinned(at, msg_id);
+    shmem::with_arena(|arena, now, fx| arena.pin_undo(at, msg_id, me, now, fx))
 }
 
 /// A message pinned by this transaction, or without a slot, to be dealt with in the heap.
@@ -143,14 +155,14 @@ fn finish_chunk(
     let mut others = Vec::with_capacity(ids.len());
     let mut own = Vec::new();
     for (msg_id, lease_id) in ids {
-        match journal::local_find(queue.relation, *msg_id, *lease_id) {
+        match journal::own_find(queue.relation, *msg_id, *lease_id) {
             Own::No => others.push((*msg_id, *lease_id)),
             Own::Yes(_, held) if cancel && held != 0 => {}
             Own::Yes(row, _) => own.push(row),
             Own::Lost => {}
         }
     }
-    let (_, held) = if others.is_empty() { (queue.at(), Vec::new()) } else { pin(queue, &others, cancel)? };
+    let (at, held) = if others.is_empty() { (queue.at(), Vec::new()) } else { pin(queue, &others, cancel)? };
     if held.is_empty() && own.is_empty() {
         return Ok(finished);
     }
@@ -163,19 +175,23 @@ fn finish_chunk(
         .iter()
         .map(|h| {
             let tid = h.pinned.map_or(Tid::default(), |p| p.tid);
-            (h.msg_id, tid, h.pinned.map_or(0, |p| p.count))
+            (h.msg_id, tid, h.pinned.map_or(0, |p| p.count), h.pinned.is_some())
         })
-        .chain(own.iter().map(|row| (row.msg_id, row.tid, row.count)));
-    for (msg_id, tid, count) in targets {
+        .chain(own.iter().map(|row| (row.msg_id, row.tid, row.count, false)));
+    for (msg_id, tid, count, is_pinned) in targets {
         // A row that is not there: the pin stays until the end of the transaction. If this transaction itself
         // deleted the row and rolls back, the message is where it was.
         let Some(record) = find(queue, &table, tid, msg_id, &snapshot) else { continue };
         let archived = (keep == Keep::Archive).then(|| dead_letter::copy(&record, count));
-        if delete_row(queue, &table, record.tid(), msg_id, &snapshot)? == Deleted::Ok {
-            if let Some(row) = archived {
-                dead_letter::archive(queue, row, "archived")?;
+        match delete_row(queue, &table, record.tid(), msg_id, &snapshot)? {
+            Deleted::Ok => {
+                if let Some(row) = archived {
+                    dead_letter::archive(queue, row, "archived")?;
+                }
+                finished.insert(msg_id);
             }
-            finished.insert(msg_id);
+            Deleted::Kept if is_pinned => unpin(at, msg_id)?,
+            _ => {}
         }
     }
     crate::wait_point!("finish-deleted");
@@ -183,7 +199,7 @@ fn finish_chunk(
     snapshot.done();
     for row in own {
         if finished.contains(&row.msg_id) {
-            journal::local_set(queue.relation, row.msg_id, OwnThen::Finish)?;
+            journal::own_set(queue.relation, row.msg_id, OwnThen::Finish)?;
         }
     }
     Ok(finished)

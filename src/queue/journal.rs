@@ -1,6 +1,6 @@
 //! What this transaction has done that the dispatcher must hear of, or must be told to undo: one list in the
-//! order of events, each entry with the subtransaction it was made in. Owns the list, the transaction's own
-//! uncommitted messages (the overlay), and what this backend has open in shared memory (a load, a wait).
+//! order of events, each entry with the subtransaction it was made in. Owns the list, and what this backend has
+//! open in shared memory (a load, a wait).
 //!
 //! # Commit
 //!
@@ -16,13 +16,14 @@
 //! # Own messages
 //!
 //! A message that this transaction sent can be read and finished in it, before anybody else hears of it: its
-//! state is kept here (`Local`), each change of it is an entry too, and at commit it comes into the world in the
-//! state in which it then is.
+//! state is kept in the [`Overlay`], each change of it is an entry with what it was before, and at commit it comes
+//! into the world in the state in which it then is.
 //!
 //! No borrow is held across a call into Postgres: a FATAL error runs the abort callback right there.
 
 use crate::error::{Error, Result};
-use crate::pg::{self, latch, shmem, xact};
+use crate::pg::{self, clock, latch, shmem, xact};
+use crate::queue::overlay::{Local, Overlay, State};
 use crate::settings;
 use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row};
 use std::cell::{Cell, RefCell};
@@ -42,27 +43,12 @@ pub enum Then {
     Refile(Row),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum LocalState {
-    Waiting,
-    Leased { lease_id: i64, until_us: i64 },
-    Gone,
-}
-
-/// A message that this transaction sent.
-#[derive(Clone, Copy, Debug)]
-struct Local {
-    relation: u32,
-    row: Row,
-    state: LocalState,
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    /// The last of `locals` was sent.
+    /// The last of the own messages was sent.
     Sent,
-    /// A local message's state was this before.
-    LocalWas(usize, LocalState),
+    /// An own message was this before.
+    Was(usize, Local),
     /// A message was leased.
     Leased { at: QueueRef, msg_id: i64, lease_id: i64 },
     /// A message was pinned.
@@ -96,21 +82,32 @@ struct Entry {
 #[derive(Default)]
 struct Journal {
     entries: Vec<Entry>,
-    locals: Vec<Local>,
-    /// No local before this one is waiting.
-    waiting_from: usize,
-    /// (relation, msg_id) -> index, for the first `indexed` locals; built when it is first asked for.
-    index: HashMap<(u32, i64), usize>,
-    indexed: usize,
+    overlay: Overlay,
 }
+
+/// What the trigger is to tell the statement that fires it.
+enum Captured {
+    /// The ids of the rows it inserts.
+    Sent(Vec<i64>),
+    /// The row it updates, as it is then.
+    Rewritten(Option<Row>),
+}
+
+/// A statement of ours that runs right now. Only rows of its own, at its own trigger depth, are its: a trigger of
+/// the owner's may send to the same queue in the midst of it.
+struct Capture {
+    relation: u32,
+    depth: i32,
+    captured: Captured,
+}
+
+pub use crate::queue::overlay::{Own, Then as OwnThen};
 
 thread_local! {
     static JOURNAL: RefCell<Journal> = RefCell::new(Journal::default());
     static LOADING: Cell<Option<QueueRef>> = const { Cell::new(None) };
     static WAITING: Cell<bool> = const { Cell::new(false) };
-    static LAST_SENT: Cell<Option<(u32, i64)>> = const { Cell::new(None) };
-    static SENT: RefCell<Option<Vec<i64>>> = const { RefCell::new(None) };
-    static REWRITTEN: Cell<Option<Option<Row>>> = const { Cell::new(None) };
+    static CAPTURES: RefCell<Vec<Capture>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Journal {
@@ -119,33 +116,15 @@ impl Journal {
         self.entries.push(Entry { sub, op });
     }
 
-    fn set_local(&mut self, index: usize, state: LocalState, sub: u32) {
-        let was = self.locals[index].state;
-        self.push(Op::LocalWas(index, was), sub);
-        self.locals[index].state = state;
-    }
-
-    fn local(&mut self, relation: u32, msg_id: i64) -> Option<usize> {
-        if self.locals.is_empty() {
-            return None;
-        }
-        for i in self.indexed..self.locals.len() {
-            self.index.insert((self.locals[i].relation, self.locals[i].row.msg_id), i);
-        }
-        self.indexed = self.locals.len();
-        self.index.get(&(relation, msg_id)).copied()
+    fn set_own(&mut self, index: usize, local: Local, sub: u32) {
+        self.push(Op::Was(index, self.overlay.get(index)), sub);
+        self.overlay.set(index, local);
     }
 
     fn forget(&mut self) {
         self.entries.clear();
-        self.locals.clear();
-        self.index.clear();
-        self.indexed = 0;
-        self.waiting_from = 0;
-        // A large transaction's memory is given back.
-        self.entries.shrink_to(1_024);
-        self.locals.shrink_to(1_024);
-        self.index.shrink_to(1_024);
+        self.overlay.clear();
+        self.entries.shrink_to(1_024); // a large transaction's memory is given back
     }
 }
 
@@ -163,19 +142,48 @@ fn record(op: Op) -> Result<()> {
 
 // ---- what the trigger sees ---------------------------------------------------------------------------------
 
+/// Tells the statement of ours that is running of a row of its own. True if it was.
+fn capture(relation: u32, tell: impl FnOnce(&mut Captured) -> bool) -> bool {
+    let is_running = CAPTURES.with_borrow(|c| c.last().is_some_and(|c| c.relation == relation));
+    if !is_running {
+        return false;
+    }
+    let depth = pg::call::trigger_depth();
+    CAPTURES.with_borrow_mut(|captures| {
+        captures.last_mut().filter(|c| c.depth + 1 == depth).is_some_and(|c| tell(&mut c.captured))
+    })
+}
+
+/// Runs a statement of ours on a queue's table and returns what the trigger saw of it. After an ERROR the
+/// callbacks of the (sub)transaction forget the capture.
+fn capturing<R>(relation: u32, captured: Captured, statement: impl FnOnce() -> R) -> (R, Captured) {
+    let depth = pg::call::trigger_depth();
+    let level = CAPTURES.with_borrow_mut(|captures| {
+        captures.push(Capture { relation, depth, captured });
+        captures.len()
+    });
+    let result = statement();
+    let captured = CAPTURES.with_borrow_mut(|captures| {
+        captures.truncate(level); // of what an inner one left when it failed
+        captures.pop().map_or(Captured::Rewritten(None), |capture| capture.captured)
+    });
+    (result, captured)
+}
+
 /// A row was inserted, by whatever statement.
 pub fn sent(relation: u32, row: Row) -> Result<()> {
-    LAST_SENT.set(Some((relation, row.msg_id)));
-    SENT.with_borrow_mut(|ids| {
-        if let Some(ids) = ids {
+    capture(relation, |captured| match captured {
+        Captured::Sent(ids) => {
             ids.push(row.msg_id);
+            true
         }
+        Captured::Rewritten(_) => false,
     });
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
-        j.entries.try_reserve(1).and_then(|()| j.locals.try_reserve(1)).map_err(|_| Error::Memory)?;
-        if j.locals.len() < settings::JOURNAL_SENT_MAX {
-            j.locals.push(Local { relation, row, state: LocalState::Waiting });
+        j.entries.try_reserve(1).and_then(|()| j.overlay.reserve()).map_err(|_| Error::Memory)?;
+        if j.overlay.len() < settings::JOURNAL_SENT_MAX {
+            j.overlay.push(relation, row);
             j.push(Op::Sent, sub);
             return Ok(());
         }
@@ -191,32 +199,51 @@ pub fn sent(relation: u32, row: Row) -> Result<()> {
     })
 }
 
-/// A row was updated, by whatever statement.
-pub fn updated(relation: u32, row: Row) -> Result<()> {
-    if REWRITTEN.get().is_some() {
-        REWRITTEN.set(Some(Some(row)));
+/// A row was updated, by whatever statement. `was`: its id before.
+pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
+    let is_ours = capture(relation, |captured| match captured {
+        Captured::Rewritten(seen) => {
+            *seen = Some(row);
+            true
+        }
+        Captured::Sent(_) => false,
+    });
+    if is_ours {
         return Ok(());
     }
     let sub = xact::sub_id();
-    JOURNAL.with_borrow_mut(|j| {
+    let is_known = JOURNAL.with_borrow_mut(|j| {
         j.entries.try_reserve(2).map_err(|_| Error::Memory)?;
-        match j.local(relation, row.msg_id) {
-            Some(index) => j.locals[index].row = row,
-            None => j.push(Op::Updated { relation, row }, sub),
-        }
-        Ok(())
-    })
+        let Some(index) = j.overlay.find(relation, was) else {
+            if was == row.msg_id {
+                j.push(Op::Updated { relation, row }, sub);
+            }
+            return Ok(was == row.msg_id);
+        };
+        let local = j.overlay.get(index);
+        let count = local.row.count.max(row.count); // a read that is open here is not in the row
+        let local = if was == row.msg_id {
+            Local { row: Row { count, ..row }, ..local }
+        } else {
+            Local { state: State::Gone, ..local }
+        };
+        j.set_own(index, local, sub);
+        Ok(was == row.msg_id)
+    })?;
+    // With another id it is another message.
+    if is_known { Ok(()) } else { sent(relation, row) }
 }
 
 /// The table was truncated: of what this transaction sent so far nothing is left.
 pub fn emptied(relation: u32) -> Result<()> {
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
-        let locals = j.locals.len();
-        j.entries.try_reserve(locals + 1).map_err(|_| Error::Memory)?;
-        for index in 0..locals {
-            if j.locals[index].relation == relation && j.locals[index].state != LocalState::Gone {
-                j.set_local(index, LocalState::Gone, sub);
+        let len = j.overlay.len();
+        j.entries.try_reserve(len + 1).map_err(|_| Error::Memory)?;
+        for index in 0..len {
+            let local = j.overlay.get(index);
+            if local.relation == relation && local.state != State::Gone {
+                j.set_own(index, Local { state: State::Gone, ..local }, sub);
             }
         }
         j.push(Op::Emptied { relation }, sub);
@@ -224,25 +251,20 @@ pub fn emptied(relation: u32) -> Result<()> {
     })
 }
 
-/// Runs an INSERT and returns the ids of the rows it inserted, in order.
-pub fn sending<R>(statement: impl FnOnce() -> R) -> (R, Vec<i64>) {
-    SENT.with_borrow_mut(|ids| *ids = Some(Vec::new()));
-    let result = statement();
-    (result, SENT.with_borrow_mut(Option::take).unwrap_or_default())
-}
-
-/// Runs an INSERT of one row and returns its id; `None` if the trigger did not see one.
-pub fn sending_one<R>(relation: u32, statement: impl FnOnce() -> R) -> (R, Option<i64>) {
-    LAST_SENT.set(None);
-    let result = statement();
-    (result, LAST_SENT.get().filter(|(of, _)| *of == relation).map(|(_, msg_id)| msg_id))
+/// Runs an INSERT into a queue's table and returns the ids of the rows it inserted, in order.
+pub fn sending<R>(relation: u32, statement: impl FnOnce() -> R) -> (R, Vec<i64>) {
+    match capturing(relation, Captured::Sent(Vec::new()), statement) {
+        (result, Captured::Sent(ids)) => (result, ids),
+        (result, Captured::Rewritten(_)) => (result, Vec::new()),
+    }
 }
 
 /// Runs an UPDATE of one pinned row and returns what the row is now, as the trigger saw it.
-pub fn rewriting<R>(statement: impl FnOnce() -> R) -> (R, Option<Row>) {
-    REWRITTEN.set(Some(None));
-    let result = statement();
-    (result, REWRITTEN.take().flatten())
+pub fn rewriting<R>(relation: u32, statement: impl FnOnce() -> R) -> (R, Option<Row>) {
+    match capturing(relation, Captured::Rewritten(None), statement) {
+        (result, Captured::Rewritten(row)) => (result, row),
+        (result, Captured::Sent(_)) => (result, None),
+    }
 }
 
 // ---- what the verbs record ---------------------------------------------------------------------------------
@@ -342,96 +364,72 @@ pub fn leases_of(at: QueueRef) -> HashMap<i64, i64> {
 
 // ---- the transaction's own messages ------------------------------------------------------------------------
 
-/// Whether this transaction has sent anything to a queue.
-pub fn has_local(relation: u32) -> bool {
-    JOURNAL.with_borrow(|j| j.locals[j.waiting_from..].iter().any(|local| local.relation == relation))
-}
-
-/// Takes the next own message of a queue that may be delivered now, if there is one.
-pub fn local_take(relation: u32, lease_id: i64, lease: Lease, now: Now) -> Result<Option<Row>> {
+/// Takes up to `most` own messages of a queue that may be delivered now. `lease_ids` gives each its fence.
+pub fn own_take(
+    relation: u32, most: usize, policy: Policy, until_us: i64, now: Now, mut lease_ids: impl FnMut() -> i64,
+) -> Result<Vec<(Row, i64)>> {
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
-        if j.locals.is_empty() {
-            return Ok(None);
+        let readable = j.overlay.readable(relation, most, policy, now);
+        j.entries.try_reserve(readable.len()).map_err(|_| Error::Memory)?;
+        let mut taken = Vec::with_capacity(readable.len());
+        for index in readable {
+            let mut local = j.overlay.get(index);
+            let lease_id = lease_ids();
+            local.row.count = local.row.count.saturating_add(1);
+            local.state = State::Leased { lease_id, until_us, commit_until_us: i64::MAX };
+            j.set_own(index, local, sub);
+            taken.push((local.row, lease_id));
         }
-        j.entries.try_reserve(1).map_err(|_| Error::Memory)?;
-        let mut is_prefix = true;
-        for index in j.waiting_from..j.locals.len() {
-            let local = j.locals[index];
-            let is_over = match local.state {
-                LocalState::Gone => true,
-                LocalState::Leased { until_us, .. } => until_us > now.mono_us,
-                LocalState::Waiting => false,
-            };
-            if is_over || local.relation != relation || local.row.due_us(now).is_some() {
-                is_prefix &= local.state == LocalState::Gone;
-                if is_prefix {
-                    j.waiting_from = index + 1;
-                }
-                continue;
-            }
-            j.set_local(index, LocalState::Leased { lease_id, until_us: lease.until_us }, sub);
-            j.locals[index].row.count += 1;
-            return Ok(Some(j.locals[index].row));
-        }
-        Ok(None)
+        Ok(taken)
     })
 }
 
-/// What a call that names a message finds among the transaction's own.
-pub enum Own {
-    /// It is not one of them.
-    No,
-    /// It is, and the fence holds: here is its row, and the lease it is under (0: none).
-    Yes(Row, i64),
-    /// It is, but is finished, or under another lease.
-    Lost,
+/// Whether this transaction has sent anything that could be read in it.
+pub fn has_own() -> bool {
+    own_len() > 0
+}
+
+/// How many messages this transaction has sent and remembers.
+pub fn own_len() -> usize {
+    JOURNAL.with_borrow(|j| j.overlay.len())
 }
 
 /// Looks for a message among the transaction's own.
-pub fn local_find(relation: u32, msg_id: i64, lease_id: Option<i64>) -> Own {
-    JOURNAL.with_borrow_mut(|j| {
-        let Some(index) = j.local(relation, msg_id) else { return Own::No };
-        let local = j.locals[index];
-        match (local.state, lease_id) {
-            (LocalState::Gone, _) => Own::Lost,
-            (LocalState::Leased { lease_id: held, .. }, Some(claimed)) if held != claimed => Own::Lost,
-            (LocalState::Waiting, Some(_)) => Own::Lost,
-            (LocalState::Leased { lease_id: held, .. }, _) => Own::Yes(local.row, held),
-            (LocalState::Waiting, None) => Own::Yes(local.row, 0),
-        }
-    })
+pub fn own_find(relation: u32, msg_id: i64, lease_id: Option<i64>) -> Own {
+    if !has_own() {
+        return Own::No;
+    }
+    let now = clock::now();
+    JOURNAL.with_borrow_mut(|j| j.overlay.own(relation, msg_id, lease_id, now))
 }
 
-/// What becomes of an own message.
-pub enum OwnThen {
-    /// It is gone.
-    Finish,
-    /// It waits again, as this row says.
-    Wait(Row),
-    /// Its lease ends then.
-    Until(i64),
+/// A message of the transaction's own, for those who look.
+pub fn own_view(relation: u32, msg_id: i64) -> Option<Local> {
+    JOURNAL.with_borrow_mut(|j| j.overlay.find(relation, msg_id).map(|index| j.overlay.get(index)))
 }
 
-/// Changes an own message that [`local_find`] has found.
-pub fn local_set(relation: u32, msg_id: i64, then: OwnThen) -> Result<()> {
+/// Changes an own message that [`own_find`] has found.
+pub fn own_set(relation: u32, msg_id: i64, then: OwnThen) -> Result<()> {
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
         j.entries.try_reserve(1).map_err(|_| Error::Memory)?;
-        let Some(index) = j.local(relation, msg_id) else { return Ok(()) };
-        let state = match then {
-            OwnThen::Finish => LocalState::Gone,
+        let Some(index) = j.overlay.find(relation, msg_id) else { return Ok(()) };
+        let mut local = j.overlay.get(index);
+        match then {
+            OwnThen::Finish => local.state = State::Gone,
             OwnThen::Wait(row) => {
-                j.locals[index].row = row;
-                j.waiting_from = j.waiting_from.min(index);
-                LocalState::Waiting
+                local.row = row;
+                local.state = State::Waiting;
             }
-            OwnThen::Until(until_us) => match j.locals[index].state {
-                LocalState::Leased { lease_id, .. } => LocalState::Leased { lease_id, until_us },
-                other => other,
-            },
-        };
-        j.set_local(index, state, sub);
+            OwnThen::Until(end_us) => {
+                if let State::Leased { until_us, commit_until_us, .. } = &mut local.state {
+                    *commit_until_us = if end_us < *until_us { end_us } else { i64::MAX };
+                    *until_us = end_us.max(*until_us);
+                }
+            }
+        }
+        j.set_own(index, local, sub);
         Ok(())
     })
 }
@@ -487,16 +485,16 @@ fn publish(journal: &Journal) {
     let database = pg::user::database();
     let owner = latch::my_proc();
     let pid = latch::my_pid();
-    let mut next_local = 0;
+    let mut next_own = 0;
     let mut extensions = false;
     for chunk in journal.entries.chunks(CHUNK) {
         let _ = shmem::with_arena(|arena, now, fx| {
             for Entry { op, .. } in chunk {
                 match *op {
                     Op::Sent => {
-                        let local = journal.locals[next_local];
-                        next_local += 1;
-                        publish_local(arena, database, local, pid, now, fx);
+                        let local = journal.overlay.get(next_own);
+                        next_own += 1;
+                        publish_own(arena, database, local, pid, now, fx);
                     }
                     Op::Leased { at, msg_id, lease_id } => arena.lease_commit(at, msg_id, lease_id),
                     Op::Pinned { at, msg_id, then } => match then {
@@ -523,7 +521,7 @@ fn publish(journal: &Journal) {
                         }
                     }
                     Op::Extensions => extensions = true,
-                    Op::LocalWas(..)
+                    Op::Was(..)
                     | Op::Unslotted { .. }
                     | Op::Emptied { .. }
                     | Op::Created { .. }
@@ -546,16 +544,17 @@ fn publish(journal: &Journal) {
     }
 }
 
-fn publish_local(arena: &mut Arena, database: u32, local: Local, pid: u32, now: Now, fx: &mut Effects) {
+fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: Now, fx: &mut Effects) {
     let Some(at) = arena.queue_find(database, local.relation) else { return };
     match local.state {
-        LocalState::Waiting => arena.publish(at, local.row, Change::Insert, now, fx),
-        LocalState::Leased { lease_id, until_us } => {
+        State::Waiting => arena.publish(at, local.row, Change::Insert, now, fx),
+        State::Leased { lease_id, until_us, commit_until_us } => {
             let row = Row { count: local.row.count.saturating_sub(1), ..local.row };
+            let until_us = until_us.min(commit_until_us);
             let lease = Lease { until_us, owner: queue_dispatch::NIL, pid };
             arena.publish_leased(at, row, lease_id, lease, now, fx);
         }
-        LocalState::Gone => {}
+        State::Gone => {}
     }
 }
 
@@ -569,7 +568,7 @@ fn empty(database: u32, relation: u32, journal: &Journal) {
         Ok(false)
     ) {}
     // Chunks already published may have held some of those.
-    let kept = journal.locals.iter().any(|l| l.relation == relation && l.state != LocalState::Gone);
+    let kept = journal.overlay.iter().any(|l| l.relation == relation && l.state != State::Gone);
     if kept {
         let _ = shmem::with_arena(|arena, _, fx| {
             if let Some(at) = arena.queue_find(database, relation) {
@@ -588,34 +587,35 @@ fn detach(database: u32, relation: u32) {
 }
 
 fn reset_captures() {
-    LAST_SENT.set(None);
-    REWRITTEN.set(None);
-    SENT.with(|ids| {
-        if let Ok(mut ids) = ids.try_borrow_mut() {
-            *ids = None;
+    CAPTURES.with(|captures| {
+        if let Ok(mut captures) = captures.try_borrow_mut() {
+            captures.clear();
         }
     });
 }
 
 fn aborted() {
+    reset_captures();
+    crate::worker::database_unwanted();
     end_what_is_open();
     undo_from(0);
 }
 
 fn sub_aborted(id: u32) {
+    // Captures stay: the statement that runs may be one whose trigger caught an error. What an inner one left
+    // behind is cut off when the outer one ends.
     end_what_is_open();
     undo_from(id);
 }
 
 /// Undoes the entries of subtransactions from `id` up, last first. Allocates nothing.
 fn undo_from(id: u32) {
-    reset_captures();
     let Ok(mut journal) = JOURNAL.with(|j| j.try_borrow_mut().map(|mut j| std::mem::take(&mut *j))) else {
         return;
     };
     let keep = journal.entries.iter().position(|e| e.sub >= id).unwrap_or(journal.entries.len());
     if keep < journal.entries.len() {
-        undo_locals(&mut journal, keep);
+        undo_own(&mut journal, keep);
         if shmem::is_available() {
             crate::wait_point!("return");
             undo_shared(&journal.entries[keep..]);
@@ -632,23 +632,14 @@ fn undo_from(id: u32) {
     });
 }
 
-fn undo_locals(journal: &mut Journal, keep: usize) {
-    for i in (keep..journal.entries.len()).rev() {
-        match journal.entries[i].op {
-            Op::Sent => {
-                if let Some(local) = journal.locals.pop() {
-                    journal.index.remove(&(local.relation, local.row.msg_id));
-                }
-            }
-            Op::LocalWas(index, was) => {
-                journal.locals[index].state = was;
-                journal.waiting_from = journal.waiting_from.min(index);
-            }
+fn undo_own(journal: &mut Journal, keep: usize) {
+    for entry in journal.entries[keep..].iter().rev() {
+        match entry.op {
+            Op::Sent => journal.overlay.pop(),
+            Op::Was(index, was) => journal.overlay.restore(index, was),
             _ => {}
         }
     }
-    journal.indexed = journal.indexed.min(journal.locals.len());
-    journal.waiting_from = journal.waiting_from.min(journal.locals.len());
 }
 
 fn undo_shared(entries: &[Entry]) {
@@ -686,7 +677,7 @@ fn pre_prepare() {
                 Op::Leased { .. } | Op::Pinned { .. } | Op::Shorten { .. } | Op::Unslotted { .. } => {
                     return Some("leased or finished messages");
                 }
-                Op::LocalWas(index, _) if matches!(j.locals[index].state, LocalState::Leased { .. }) => {
+                Op::Was(index, _) if matches!(j.overlay.get(index).state, State::Leased { .. }) => {
                     return Some("leased messages");
                 }
                 Op::Configured { .. } | Op::Created { .. } | Op::Dropped { .. } => {
@@ -697,7 +688,7 @@ fn pre_prepare() {
                 _ => {}
             }
         }
-        for local in &j.locals {
+        for local in j.overlay.iter() {
             note_lowest(&mut lowest, local.relation, local.row.msg_id);
         }
         None

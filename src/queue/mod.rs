@@ -2,7 +2,8 @@
 //!
 //! A message's way: [`send`] writes the row; at commit [`journal`] publishes it to the dispatcher; [`take`]
 //! leases it and fetches its row, after [`load`] has brought in what has no slot; [`finish`] pins it and deletes
-//! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`resolve`] knows which table a
+//! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
+//! transaction sees of its own sends. [`resolve`] knows which table a
 //! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good, [`peek`]
 //! looks.
 
@@ -12,6 +13,7 @@ pub mod dead_letter;
 pub mod finish;
 pub mod journal;
 pub mod load;
+pub mod overlay;
 pub mod peek;
 pub mod resolve;
 pub mod retry;

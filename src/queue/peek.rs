@@ -2,11 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::pg::clock;
+use crate::pg::{clock, latch};
 use crate::pg::table::{AccessShareLock, Record, Snapshot, Table};
 use crate::pg::user::Right;
 use crate::queue::resolve::{self, Queue};
-use crate::queue::{args, column, row_of};
+use crate::queue::overlay::{self, Local};
+use crate::queue::{args, column, journal, row_of};
 use queue_dispatch::{Now, State, View};
 
 /// Where a message stands, in the words of the reference: also where nobody has moved it there yet.
@@ -66,7 +67,8 @@ pub fn queue_peek(args: &Args, rows: &mut Rows) -> Result<()> {
     };
     match ids {
         Some(ids) => {
-            for msg_id in ids {
+            let mut seen = std::collections::HashSet::new();
+            for msg_id in ids.into_iter().filter(|id| seen.insert(*id)) {
                 if let Some(record) = table.lookup(queue.key, msg_id, &snapshot) {
                     if !show(&record)? {
                         break;
@@ -90,9 +92,27 @@ pub fn queue_peek(args: &Args, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
+/// What the dispatcher will hear of a message of this transaction's own.
+fn own_view(own: Local) -> Option<View> {
+    match own.state {
+        overlay::State::Leased { lease_id, until_us, .. } => Some(View {
+            state: State::Leased,
+            count: own.row.count,
+            lease_id,
+            deadline_us: until_us,
+            leased_at_us: 0,
+            pid: latch::my_pid(),
+        }),
+        _ => None,
+    }
+}
+
 fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Rows) -> Result<bool> {
     let row = row_of(record);
-    let view = queue.with(|arena, at, _, _| arena.view(at, row.msg_id))?;
+    let view = match journal::own_view(queue.relation, row.msg_id) {
+        Some(own) => own_view(own),
+        None => queue.with(|arena, at, _, _| arena.view(at, row.msg_id))?,
+    };
     let now = clock::now();
     let state = state_of(queue, view, record, now);
     if wanted.is_some_and(|wanted| wanted != state) {

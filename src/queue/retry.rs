@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::pg::{clock, latch, shmem, spi};
+use crate::pg::{clock, spi};
 use crate::queue::finish::{self, Held};
 use crate::queue::journal::{self, Own, OwnThen, Then};
 use crate::queue::resolve::{self, For, Queue};
@@ -34,7 +34,7 @@ fn rewrite(
         )
     });
     let count = count.min(i32::MAX as u32);
-    let (outcome, row) = journal::rewriting(|| {
+    let (outcome, row) = journal::rewriting(queue.relation, || {
         plan.run(&[Value::of(msg_id), visible_at, Value::of(count as i32), error], Some(snapshot))
     });
     // Without the trigger the address is not known: the primary key will be asked.
@@ -58,7 +58,7 @@ struct Mine {
 }
 
 fn hold(queue: &Queue, msg_id: i64, lease_id: Option<i64>) -> Result<Option<Mine>> {
-    match journal::local_find(queue.relation, msg_id, lease_id) {
+    match journal::own_find(queue.relation, msg_id, lease_id) {
         Own::Lost => Ok(None),
         Own::Yes(row, lease_id) => {
             let pinned = queue_dispatch::Pinned { tid: row.tid, count: row.count, lease_id };
@@ -78,7 +78,7 @@ fn hold(queue: &Queue, msg_id: i64, lease_id: Option<i64>) -> Result<Option<Mine
 impl Mine {
     fn then_wait(&self, queue: &Queue, row: Row) -> Result<()> {
         if self.is_own {
-            journal::local_set(queue.relation, row.msg_id, OwnThen::Wait(row))
+            journal::own_set(queue.relation, row.msg_id, OwnThen::Wait(row))
         } else {
             journal::pinned_then(self.at, row.msg_id, Then::Refile(row));
             Ok(())
@@ -87,7 +87,7 @@ impl Mine {
 
     fn then_gone(&self, queue: &Queue) -> Result<()> {
         if self.is_own {
-            journal::local_set(queue.relation, self.held.msg_id, OwnThen::Finish)?;
+            journal::own_set(queue.relation, self.held.msg_id, OwnThen::Finish)?;
         }
         Ok(())
     }
@@ -95,10 +95,7 @@ impl Mine {
     /// Takes the pin off again, at once.
     fn let_go(&self) -> Result<()> {
         if !self.is_own && self.held.pinned.is_some() {
-            let me = latch::my_proc();
-            let msg_id = self.held.msg_id;
-            journal::unpinned(self.at, msg_id);
-            shmem::with_arena(|arena, now, fx| arena.pin_undo(self.at, msg_id, me, now, fx))?;
+            finish::unpin(self.at, self.held.msg_id)?;
         }
         Ok(())
     }
@@ -114,15 +111,22 @@ fn error_text(args: &Args, position: usize) -> Option<String> {
     })
 }
 
-/// Deletes the message and moves it to where its queue's failures go; `None` if it was gone already.
+/// Deletes the message and moves it to where its queue's failures go; `lost` if it was gone already.
 fn bury(
-    queue: &Queue, table: &Table, record: &Record, count: u32, reason: &str, error: Option<&str>,
-    snapshot: &Snapshot, msg_id: i64,
-) -> Result<Option<&'static str>> {
-    let copied = dead_letter::copy(record, count);
-    match finish::delete_row(queue, table, record.tid(), msg_id, snapshot)? {
-        Deleted::Ok => Ok(Some(dead_letter::bury(queue, copied, reason, error)?)),
-        _ => Ok(None),
+    queue: &Queue, mine: &Mine, table: &Table, record: &Record, snapshot: &Snapshot, reason: &str,
+    error: Option<&str>,
+) -> Result<&'static str> {
+    let copied = dead_letter::copy(record, finish::deliveries(&mine.held, record));
+    match finish::delete_row(queue, table, record.tid(), mine.held.msg_id, snapshot)? {
+        Deleted::Ok => {
+            mine.then_gone(queue)?;
+            dead_letter::bury(queue, copied, reason, error)
+        }
+        Deleted::Kept => {
+            mine.let_go()?;
+            Ok("lost")
+        }
+        _ => Ok("lost"),
     }
 }
 
@@ -154,12 +158,8 @@ fn retry(
         let count = finish::deliveries(&mine.held, &record);
         let policy = queue.settings.policy();
         if policy.is_exhausted(count) {
-            let buried =
-                bury(queue, &table, &record, count, "max_deliveries", error, &snapshot, msg_id)?;
-            if let Some(outcome) = buried {
-                mine.then_gone(queue)?;
-                result = (outcome, Value::NULL);
-            }
+            let outcome = bury(queue, &mine, &table, &record, &snapshot, "max_deliveries", error)?;
+            result = (outcome, Value::NULL);
         } else {
             let random = (msg_id as u64) ^ (mine.lease_id as u64).rotate_left(32);
             let wait_us = delay_us.unwrap_or_else(|| backoff_us(&policy, count.max(1), random));
@@ -170,6 +170,8 @@ fn retry(
             if let Some(row) = rewrite(queue, msg_id, visible_at, count, error, &snapshot) {
                 mine.then_wait(queue, row)?;
                 result = ("retried", Value::of_time_us(due_us));
+            } else {
+                mine.let_go()?; // a trigger of the owner's kept the row as it was
             }
         }
     }
@@ -192,13 +194,7 @@ pub fn queue_reject(args: &Args) -> Result<Value> {
     let Some(table) = Table::open(queue.relation, None) else { return Ok(Value::of("lost")) };
     let mut outcome = "lost";
     if let Some(record) = finish::pinned_record(&queue, &table, &mine.held, &snapshot) {
-        let count = finish::deliveries(&mine.held, &record);
-        let buried =
-            bury(&queue, &table, &record, count, "rejected", error.as_deref(), &snapshot, msg_id)?;
-        if let Some(done) = buried {
-            mine.then_gone(&queue)?;
-            outcome = done;
-        }
+        outcome = bury(&queue, &mine, &table, &record, &snapshot, "rejected", error.as_deref())?;
     }
     table.close(None, true);
     snapshot.done();
@@ -233,8 +229,8 @@ fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i
     let count = mine.held.pinned.map_or(0, |p| p.count).saturating_sub(1);
     let Some(delay_us) = delay_us else {
         if mine.is_own {
-            if let Own::Yes(row, _) = journal::local_find(queue.relation, msg_id, lease_id) {
-                journal::local_set(queue.relation, msg_id, OwnThen::Wait(Row { count, ..row }))?;
+            if let Own::Yes(row, _) = journal::own_find(queue.relation, msg_id, lease_id) {
+                journal::own_set(queue.relation, msg_id, OwnThen::Wait(Row { count, ..row }))?;
             }
         } else {
             journal::pinned_then(mine.at, msg_id, Then::Release);
@@ -245,8 +241,9 @@ fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i
     let visible_at = Value::of_time_us(clock::now().wall_us.saturating_add(delay_us));
     let row = rewrite(queue, msg_id, visible_at, count, Value::NULL, &snapshot);
     snapshot.done();
-    if let Some(row) = row {
-        mine.then_wait(queue, row)?;
+    match row {
+        Some(row) => mine.then_wait(queue, row)?,
+        None => mine.let_go()?,
     }
     Ok(row.is_some())
 }
@@ -260,9 +257,9 @@ fn extend(
         let now = clock::now();
         let (until_us, wall_us) =
             (now.mono_us.saturating_add(timeout_us), now.wall_us.saturating_add(timeout_us));
-        match journal::local_find(queue.relation, *msg_id, *lease_id) {
+        match journal::own_find(queue.relation, *msg_id, *lease_id) {
             Own::Yes(_, held) if held != 0 => {
-                journal::local_set(queue.relation, *msg_id, OwnThen::Until(until_us))?;
+                journal::own_set(queue.relation, *msg_id, OwnThen::Until(until_us))?;
                 done(*msg_id, wall_us);
                 continue;
             }
@@ -337,10 +334,8 @@ pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Tak
                 moved += 1;
             }
             Deleted::Gone => {}
-            Deleted::Moved | Deleted::Busy => {
-                journal::unpinned(at, one.msg_id);
-                let me = latch::my_proc();
-                shmem::with_arena(|arena, now, fx| arena.pin_undo(at, one.msg_id, me, now, fx))?;
+            Deleted::Moved | Deleted::Busy | Deleted::Kept => {
+                finish::unpin(at, one.msg_id)?;
             }
         }
     }

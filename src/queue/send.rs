@@ -59,11 +59,11 @@ pub fn send(args: &Args) -> Result<Value> {
             &[pg_sys::TIMESTAMPTZOID.into(), pg_sys::JSONBOID.into(), pg_sys::JSONBOID.into()],
         )
     });
-    let (outcome, msg_id) = journal::sending_one(queue.relation, || {
+    let (outcome, ids) = journal::sending(queue.relation, || {
         plan.run(&[visible_at, args.value(2), message], None)
     });
-    match msg_id {
-        Some(msg_id) => Ok(Value::of(msg_id)),
+    match ids.first() {
+        Some(msg_id) => Ok(Value::of(*msg_id)),
         None if outcome.processed == 0 => Ok(Value::NULL),
         None => Err(no_trigger(&queue)),
     }
@@ -91,7 +91,7 @@ fn send_rows(
             ],
         )
     });
-    let (outcome, ids) = journal::sending(|| {
+    let (outcome, ids) = journal::sending(queue.relation, || {
         plan.run(
             &[
                 Value::array(pg_sys::TIMESTAMPTZOID.into(), &visible_at),
@@ -168,6 +168,9 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
     let (mut due, mut headers, mut messages) = (Vec::new(), Vec::new(), Vec::new());
     for (index, raw) in raw.iter().enumerate() {
         let problem = |problem: String| Error::Entry { index, problem };
+        if !raw.get().starts_with('{') {
+            return Err(problem("it is not an object".into()));
+        }
         let entry: Entry = serde_json::from_str(raw.get()).map_err(|e| problem(e.to_string()))?;
         args::unbuilt(entry.priority.unwrap_or(0) == 0, "priority")?;
         args::unbuilt(entry.group_key.is_none(), "group_key")?;
@@ -205,9 +208,9 @@ pub fn on_change(args: &Args) -> Result<Value> {
             check_columns(relation)?;
             journal::sent(relation, row_of(&record))?;
         }
-        Fired::Updated(relation, record) => {
+        Fired::Updated(relation, old, new) => {
             check_columns(relation)?;
-            journal::updated(relation, row_of(&record))?;
+            journal::updated(relation, row_of(&old).msg_id, row_of(&new))?;
         }
     }
     Ok(Value::no_row())

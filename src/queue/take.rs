@@ -167,45 +167,57 @@ fn delete_leased(
         return Ok(false);
     }
     journal::pinned(at, one.msg_id);
-    Ok(super::finish::delete_row(queue, table, record.tid(), one.msg_id, snapshot)? == Deleted::Ok)
+    let deleted = super::finish::delete_row(queue, table, record.tid(), one.msg_id, snapshot)?;
+    if deleted == Deleted::Kept {
+        super::finish::unpin(at, one.msg_id)?;
+    }
+    Ok(deleted == Deleted::Ok)
 }
 
 /// Takes from what this transaction itself has sent.
 fn take_own(
     queue: &Queue, quantity: usize, lease_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
+    if !journal::has_own() {
+        return Ok(0);
+    }
+    let now = clock::now();
+    let until_us = now.mono_us.saturating_add(lease_us);
+    // Its leases need fences like all others: drawn in one go, since the journal is open while they are given.
+    let mut lease_ids = Vec::with_capacity(quantity.min(journal::own_len()));
+    while lease_ids.len() < quantity.min(journal::own_len()) {
+        let want = (quantity.min(journal::own_len()) - lease_ids.len()).min(CHUNK_MAX);
+        shmem::with_arena(|arena, _, _| (0..want).for_each(|_| lease_ids.push(arena.lease_id_next())))?;
+    }
+    let policy = queue.settings.policy();
+    let taken = journal::own_take(queue.relation, quantity, policy, until_us, now, || {
+        lease_ids.pop().unwrap_or_default()
+    })?;
+    if taken.is_empty() {
+        return Ok(0);
+    }
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
+    let expires_us = now.wall_us.saturating_add(lease_us);
     let mut given = 0;
-    let mut open: Option<(Snapshot, Table)> = None;
-    while given < quantity {
-        let now = clock::now();
-        let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), owner: latch::my_proc(), pid: latch::my_pid() };
-        if !journal::has_local(queue.relation) || queue.settings.paused {
-            break;
-        }
-        let lease_id = shmem::with_arena(|arena, _, _| arena.lease_id_next())?;
-        let Some(row) = journal::local_take(queue.relation, lease_id, lease, now)? else { break };
-        if open.is_none() {
-            let snapshot = Snapshot::latest();
-            let Some(table) = Table::open(queue.relation, None) else { break };
-            open = Some((snapshot, table));
-        }
-        let Some((snapshot, table)) = &open else { break };
-        let Some(record) = find(queue, table, row.tid, row.msg_id, snapshot) else {
-            journal::local_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
+    for (row, lease_id) in taken {
+        pgrx::check_for_interrupts!();
+        let Some(record) = find(queue, &table, row.tid, row.msg_id, &snapshot) else {
+            journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
             continue;
         };
         if mode == Mode::Pop {
-            super::finish::delete_row(queue, table, record.tid(), row.msg_id, snapshot)?;
-            journal::local_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
+            let deleted = super::finish::delete_row(queue, &table, record.tid(), row.msg_id, &snapshot)?;
+            if deleted != Deleted::Ok {
+                continue;
+            }
+            journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
         }
-        let expires_us = now.wall_us.saturating_add(lease_us);
         give(Delivery { record: &record, lease_id, count: row.count, expires_us });
         given += 1;
     }
-    if let Some((snapshot, table)) = open {
-        table.close(None, true);
-        snapshot.done();
-    }
+    table.close(None, true);
+    snapshot.done();
     Ok(given)
 }
 
@@ -442,10 +454,8 @@ pub fn queue_delete_and_read(args: &Args, rows: &mut Rows) -> Result<()> {
     let lease_us = lease_us(args, 4)?;
     args::unbuilt(args.value(6).is_null(), "consumer")?;
     let strict = args::flag(args, 5, false);
-    if !args.value(1).is_null() {
-        let ids = args::ids(args, 1, 2)?;
-        super::finish::finish(&name, &ids, strict, super::finish::Keep::No, &mut |_| {})?;
-    }
+    let ids = args::ids(args, 1, 2)?;
+    super::finish::finish(&name, &ids, strict, super::finish::Keep::No, &mut |_| {})?;
     let request = Request {
         queues: std::slice::from_ref(&name),
         quantity,

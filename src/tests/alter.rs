@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     const SETTINGS: &str = "SELECT visibility_timeout, max_deliveries, dead_letter_queue, retry_delay, \

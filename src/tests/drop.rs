@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     #[pg_test]
@@ -117,5 +116,19 @@ mod tests {
     #[pg_test]
     fn purge_of_an_unknown_queue_is_refused() {
         fails("SELECT queue_purge('q')").is_unknown_queue("q");
+    }
+
+    #[pg_test]
+    fn drop_of_the_archive_by_plain_sql_is_told() {
+        run("SELECT queue_create('q')");
+        run("SELECT queue_send('q', '1')");
+        run("DROP TABLE queue_archive.q");
+        for call in ["queue_archive('q', 1)", "queue_reject('q', 1)"] {
+            let failure = fails(&format!("SELECT {call}"));
+            failure.is("55000", "table of queue \"q\" is not intact", "Its archive is missing.", "");
+        }
+        assert_eq!(column("SELECT msg_id FROM queue_read('q')"), [json!(1)]);
+        assert!(is("queue_delete('q', 1)"));
+        assert!(is("queue_drop('q')"));
     }
 }

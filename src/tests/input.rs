@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
 
     #[pg_test]
     fn null_for_a_queue_a_message_or_an_id_is_refused_by_each_function() {

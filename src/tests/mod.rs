@@ -2,7 +2,8 @@
 //! commits, blocks, races or dies is tested in `pgrx-tests/`.
 //!
 //! Here is what the files share: running SQL, reading its rows as JSON, failing on purpose, undoing to a
-//! savepoint, being another role. What a test sends is its own transaction's, so its leases are in the journal's
+//! savepoint, being another role. The tests follow each other ([`take_turn`]), because they make queues and roles of
+//! the same names in one database. What a test sends is its own transaction's, so its leases are in the journal's
 //! overlay and not in shared memory.
 
 mod alter;
@@ -24,7 +25,7 @@ mod triggers;
 
 use pgrx::prelude::*;
 use serde_json::{json, Value};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// What a statement that must fail said.
 #[derive(Debug, PartialEq)]
@@ -91,9 +92,20 @@ impl Failure {
     }
 }
 
+/// Waits, once in a test, until no other test runs: two transactions that make a queue of the same name would wait
+/// for each other at places that differ, and deadlock. The lock goes with the transaction.
+fn take_turn() {
+    thread_local!(static IS_OURS: Cell<bool> = const { Cell::new(false) });
+    const KEY: i64 = 0x7067_5f71_7565_7565;
+    if !IS_OURS.replace(true) {
+        Spi::run(&format!("SELECT pg_catalog.pg_advisory_xact_lock({KEY})")).unwrap();
+    }
+}
+
 /// Runs statements whose results do not matter.
 #[track_caller]
 pub fn run(sql: &str) {
+    take_turn();
     if let Err(error) = Spi::run(sql) {
         panic!("{sql}: {error}");
     }
@@ -102,6 +114,7 @@ pub fn run(sql: &str) {
 /// The rows of a query, each a JSON object.
 #[track_caller]
 pub fn rows(query: &str) -> Vec<Value> {
+    take_turn();
     let sql =
         format!("SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(x)), '[]') FROM ({query}) AS x");
     match Spi::get_one::<pgrx::JsonB>(&sql) {
@@ -209,7 +222,11 @@ pub fn notices(sql: &str) -> Vec<String> {
     HEARD.with_borrow_mut(Vec::clear);
     // SAFETY: a variable of this process, which has one thread; the hook is taken off below. Should the statement
     // fail, the test fails, and the hook only goes on collecting until the process ends with it.
-    let previous = unsafe { std::mem::replace(&mut *(&raw mut pg_sys::emit_log_hook), Some(hear)) };
+    let previous = unsafe {
+        let previous = pg_sys::emit_log_hook;
+        pg_sys::emit_log_hook = Some(hear);
+        previous
+    };
     run(sql);
     // SAFETY: as above.
     unsafe { pg_sys::emit_log_hook = previous };

@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     fn read(quantity: i64) -> Vec<serde_json::Value> {

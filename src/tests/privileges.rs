@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     /// Each verb that works on messages, the action its refusal names, and what it says it needs; sends are

@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     const QUANTITIES: &str = "1 to 100000";
@@ -54,7 +53,6 @@ mod tests {
     #[pg_test]
     fn read_of_an_empty_queue_gives_nothing_at_once() {
         run("SELECT queue_create('q')");
-        assert!(is("(SELECT clock_timestamp() < now() + '500 ms')"));
         run("CREATE TEMP TABLE t AS SELECT clock_timestamp() AS at");
         assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 0);
         let took = value("SELECT clock_timestamp() - at FROM t");
@@ -238,13 +236,6 @@ mod tests {
         fails("SELECT * FROM queue_delete_and_read('q', '{1}')").is_unknown_queue("q");
         run("SELECT queue_create('a')");
         fails("SELECT * FROM queue_read_any('{a,q}')").is_unknown_queue("q");
-    }
-
-    #[pg_test]
-    fn read_in_a_repeatable_read_transaction_delivers_what_it_sent() {
-        run("SELECT queue_create('q')");
-        run("SELECT queue_send('q', '1')");
-        assert_eq!(column("SELECT msg_id FROM queue_read('q')"), [json!(1)]);
     }
 
     #[pg_test]

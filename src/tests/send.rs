@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     const DELAYS: &str = "0 to 3650 days, without months";
@@ -318,7 +317,7 @@ mod tests {
             "",
             MESSAGE_HINT,
         );
-        assert_eq!(column("SELECT * FROM queue_send_batch('q', '{\"null\",null}'::text[]::jsonb[])").len(), 2);
+        assert_eq!(column("SELECT * FROM queue_send_batch('q', ARRAY['null', '1']::jsonb[])").len(), 2);
     }
 
     #[pg_test]
@@ -454,9 +453,25 @@ mod tests {
         run("SELECT queue_create('q')");
         run("ALTER TABLE queue.q ADD CONSTRAINT objects CHECK (jsonb_typeof(message) = 'object')");
         fails("SELECT queue_send('q', '1')").says("23514", "objects");
-        fails("SELECT queue_send_batch('q', '{1}')").says("23514", "objects");
+        fails("SELECT queue_send_batch('q', ARRAY['{}', '1']::jsonb[])").says("23514", "objects");
         assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 0);
         assert!(is("queue_send('q', '{}') > 0"));
         assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 1);
+    }
+
+    #[pg_test]
+    fn send_of_more_than_is_remembered_one_by_one_loses_nothing() {
+        run("SELECT queue_create('q')");
+        run("INSERT INTO queue.q (message) SELECT '1' FROM generate_series(1, 100010)");
+        assert_eq!(number("SELECT queue_send('q', '2')"), 100_011);
+        assert!(is("queue_delete('q', 100005)"), "beyond the bound");
+        assert!(!is("queue_delete('q', 100005)"));
+        assert!(is("queue_archive('q', 100011)"));
+        undone("ASSERT queue_delete('q', 100006);");
+        assert_eq!(
+            column("SELECT msg_id FROM queue_peek('q', msg_ids => '{100005,100006}')"),
+            [json!(100_006)]
+        );
+        assert!(is("(SELECT count(DISTINCT msg_id) = 10 FROM queue_read('q', 10))"));
     }
 }

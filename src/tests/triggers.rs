@@ -3,7 +3,6 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::tests::*;
-    use pgrx::prelude::*;
     use serde_json::json;
 
     /// A trigger on queue.q that runs a plpgsql body.
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[pg_test]
-    fn trigger_that_sends_a_batch_to_another_queue_leaves_the_ids_right() {
+    fn trigger_that_sends_a_batch_elsewhere_leaves_the_ids_right() {
         run("SELECT queue_create('q'), queue_create('copy')");
         trigger(
             "z_after_ours",

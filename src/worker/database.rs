@@ -98,6 +98,7 @@ fn round(database: u32, postponed: &mut Postponed) -> i64 {
             }
             if tick.is_new {
                 raise_identity(database, &tick);
+                enable_triggers(database, &tick);
             }
         }
         pgrx::check_for_interrupts!();
@@ -247,6 +248,32 @@ fn raise_identity(database: u32, tick: &Tick) {
     });
     if let Some(Err(error)) = done {
         pgrx::log!("pg_queue worker: looking after message ids failed: {error:?}");
+    }
+}
+
+/// A restore with --disable-triggers leaves ours enabled like ordinary ones, which do not fire for logical
+/// replication: they are to fire always. Those that somebody has disabled stay so.
+fn enable_triggers(database: u32, tick: &Tick) {
+    let done = worker::transaction("looking after triggers", || -> crate::Result<()> {
+        let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
+        let ours = spi::run(
+            "SELECT tgname::pg_catalog.text FROM pg_catalog.pg_trigger WHERE tgrelid OPERATOR(pg_catalog.=) $1 \
+             AND tgname OPERATOR(pg_catalog.=) ANY ('{pg_queue_change,pg_queue_truncate}'::pg_catalog.name[]) \
+             AND tgenabled OPERATOR(pg_catalog.=) ANY ('{O,R}'::pg_catalog.\"char\"[])",
+            &[pg_sys::OIDOID.into()],
+            &[Value::of(pg_sys::Oid::from(tick.relation))],
+        );
+        if ours.rows.is_empty() || !table::try_lock(tick.relation, pg_sys::ShareRowExclusiveLock) {
+            return Ok(());
+        }
+        for name in ours.rows.iter().filter_map(|row| row[0].text()) {
+            let table = queue.table_name();
+            spi::run(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {}", spi::quoted(&name)), &[], &[]);
+        }
+        Ok(())
+    });
+    if let Some(Err(error)) = done {
+        pgrx::log!("pg_queue worker: looking after triggers failed: {error:?}");
     }
 }
 

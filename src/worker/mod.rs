@@ -20,6 +20,7 @@ use crate::pg::table::Snapshot;
 use crate::pg::{latch, shmem, spi, user, worker};
 use crate::queue::{admin, journal, resolve, send};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::time::Duration;
 
 crate::worker_mains! {
@@ -54,6 +55,19 @@ pub fn is_kept_away(database: u32) -> bool {
     .unwrap_or(false)
 }
 
+thread_local! {
+    /// The database that a statement of this session has asked for.
+    static WANTED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The statement that had asked for a database has failed, if there was one. Called in the abort callback.
+pub fn database_unwanted() {
+    let database = WANTED.take();
+    if database != 0 {
+        database_released(database, false);
+    }
+}
+
 /// A statement is about to need the database without other sessions: its worker ends first.
 pub fn database_wanted(database: u32) {
     if !shmem::is_available() || worker_proc(database) == queue_dispatch::NIL && !launcher_runs() {
@@ -76,6 +90,7 @@ pub fn database_wanted(database: u32) {
     if !matches!(placed, Ok(true)) {
         return;
     }
+    WANTED.set(database);
     let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
     worker::wait_until(Duration::from_secs(5), || worker_proc(database) == queue_dispatch::NIL);
 }
@@ -90,6 +105,7 @@ fn worker_proc(database: u32) -> u32 {
 
 /// That statement is over. What the dispatcher knew of a database that is gone is forgotten.
 pub fn database_released(database: u32, is_dropped: bool) {
+    WANTED.set(0);
     let _ = shmem::with_server(|server, _| {
         for request in &mut server.requests {
             if request.database == database {

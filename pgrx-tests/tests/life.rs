@@ -1,0 +1,767 @@
+//! The extension's life: installed, dumped, restarted, renamed, dropped, in several databases, by several roles,
+//! under hostile names. What surrounds the queues, not what they do.
+
+mod common;
+
+use std::io::Write;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use common::*;
+use postgres::{Client, NoTls};
+use queue_tests::{wait_until, Cluster, ClusterOptions, Database, Session, StopMode};
+
+// ---- Installing ---------------------------------------------------------------------------------------------
+
+/// A connection whose notices are kept, as (severity, SQLSTATE, message).
+fn listening(database: &Database) -> (Client, Arc<Mutex<Vec<(String, String, String)>>>) {
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let kept = notices.clone();
+    let mut config = database.cluster.config(&database.name);
+    config.notice_callback(move |notice| {
+        let said = (notice.severity().to_owned(), notice.code().code().to_owned(), notice.message().to_owned());
+        kept.lock().unwrap().push(said);
+    });
+    (config.connect(NoTls).unwrap(), notices)
+}
+
+fn hint<T: std::fmt::Debug>(result: Result<T, postgres::Error>) -> String {
+    let error = result.unwrap_err();
+    error.as_db_error().and_then(|error| error.hint()).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn create_extension_without_preload_warns_and_the_functions_say_why() {
+    let cluster = ClusterOptions::default().without_preload().start().unwrap();
+    let database = cluster.create_bare_database().unwrap();
+    let (mut client, notices) = listening(&database);
+    client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
+    let said = notices.lock().unwrap().clone();
+    assert!(
+        said.iter().any(|(severity, _, message)| severity == "WARNING" && message.contains("pg_queue")),
+        "a warning: {said:?}"
+    );
+    for sql in [
+        "SELECT queue_create('q')",
+        "SELECT queue_send('q', '1')",
+        "SELECT * FROM queue_read('q')",
+        "SELECT queue_delete('q', 1)",
+        "SELECT * FROM queue_peek('q')",
+        "SELECT queue_drop('q')",
+    ] {
+        let result = client.batch_execute(sql);
+        assert!(result.is_err(), "{sql}");
+        let result_again = client.batch_execute(sql);
+        assert_eq!(code(result), "55000", "{sql}");
+        assert!(hint(result_again).contains("shared_preload_libraries"), "{sql}");
+    }
+    client.batch_execute("DROP EXTENSION pg_queue").unwrap();
+}
+
+#[test]
+fn plain_sql_works_while_the_server_does_not_preload() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    send_many(&mut client, "q", 3);
+    client.batch_execute("ALTER SYSTEM RESET shared_preload_libraries").unwrap();
+    cluster.restart(StopMode::Fast).unwrap();
+    let mut client = session(&database);
+    client.batch_execute("INSERT INTO queue.q (message) VALUES ('4'), ('5')").unwrap();
+    client.batch_execute("UPDATE queue.q SET message = '\"changed\"' WHERE msg_id = 1").unwrap();
+    client.batch_execute("DELETE FROM queue.q WHERE msg_id = 2").unwrap();
+    client.batch_execute("BEGIN; TRUNCATE queue.q; ROLLBACK").unwrap();
+    assert_eq!(code(try_send(&mut client, "q", 6)), "55000");
+    client.batch_execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_queue'").unwrap();
+    cluster.restart(StopMode::Fast).unwrap();
+    let mut client = session(&database);
+    assert_eq!(drain(&mut client, "q"), [1, 3, 4, 5]);
+}
+
+#[test]
+fn drop_extension_is_refused_while_there_are_queues_and_cascade_works() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    send_many(&mut client, "q", 5);
+    read(&mut client, "q", 2);
+    let worker = worker_pid(&database);
+    assert_eq!(code(client.batch_execute("DROP EXTENSION pg_queue")), "2BP01");
+    assert_eq!(read(&mut client, "q", 9).len(), 3, "nothing happened");
+    client.batch_execute("SET lock_timeout = '10 s'; DROP EXTENSION pg_queue CASCADE").unwrap();
+    let left: i64 = client
+        .query_one("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'queue%'", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(left, 0);
+    database.wait_until_backend_gone(worker);
+    client.batch_execute("CREATE EXTENSION pg_queue; SELECT queue_create('q')").unwrap();
+    assert!(read(&mut client, "q", 9).is_empty());
+    let sent = send(&mut client, "q", 1);
+    assert_eq!(drain(&mut client, "q"), [sent]);
+    worker_pid(&database);
+}
+
+#[test]
+fn extension_in_a_schema_of_its_own_works() {
+    let database = queue_tests::shared_cluster().create_bare_database().unwrap();
+    let mut client = session(&database);
+    client.batch_execute("CREATE SCHEMA \"My Tools\"; CREATE EXTENSION pg_queue SCHEMA \"My Tools\"").unwrap();
+    assert_eq!(code(client.batch_execute("SELECT queue_create('q')")), "42883");
+    client.batch_execute("SET search_path = \"My Tools\"; SELECT queue_create('q', max_deliveries => 1)").unwrap();
+    send(&mut client, "q", 1);
+    client.batch_execute("SET search_path = ''").unwrap();
+    let got = client.query("SELECT msg_id FROM \"My Tools\".queue_read('q', 1, '10 ms')", &[]).unwrap();
+    assert_eq!(got.len(), 1);
+    // What the worker does needs none of the caller's search_path either.
+    wait_until("the exhausted message is archived", || {
+        client.query_one("SELECT count(*) FROM queue_archive.q", &[]).unwrap().get::<_, i64>(0) == 1
+    });
+}
+
+// ---- Databases ----------------------------------------------------------------------------------------------
+
+#[test]
+fn two_databases_with_equal_queue_names_do_not_meet() {
+    let (one, two) = (database_with(&["q"]), database_with(&["q"]));
+    let (mut first, mut second) = (session(&one), session(&two));
+    let waiting = reader_asleep(&two, "q");
+    for n in 1..=3 {
+        send(&mut first, "q", n);
+    }
+    assert!(!waiting.is_done());
+    assert!(read(&mut second, "q", 9).is_empty());
+    let got = read(&mut first, "q", 9);
+    assert_eq!(got.len(), 3);
+    send(&mut second, "q", 100);
+    let (_, others) = joined(waiting);
+    assert_eq!(others[0].message, 100);
+    assert!(!delete(&mut second, "q", &got[0]), "the same id, another database's lease");
+    second.batch_execute("TRUNCATE queue.q").unwrap();
+    assert!(delete(&mut first, "q", &got[0]));
+}
+
+#[test]
+fn new_database_gets_a_worker_and_a_bare_one_has_none() {
+    let cluster = Cluster::start_new().unwrap();
+    let bare = cluster.create_bare_database().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    worker_pid(&database);
+    let mut client = session(&bare);
+    wait_until("the bare database's probe is over", || find_worker(&mut client, &bare.name).is_none());
+    client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
+    worker_pid(&bare);
+    client.batch_execute("BEGIN; DROP EXTENSION pg_queue; ROLLBACK").unwrap();
+    worker_pid(&bare);
+}
+
+#[test]
+fn drop_database_with_a_queue_in_use_is_quick() {
+    let cluster = queue_tests::shared_cluster();
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    send_many(&mut client, "q", 1_000);
+    read(&mut client, "q", 10);
+    worker_pid(&database);
+    let pid = client.pid();
+    drop(client);
+    let mut admin = cluster.connect("postgres").unwrap();
+    wait_until("the session is gone", || {
+        admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", &[&pid]).unwrap().is_empty()
+    });
+    admin.batch_execute("SET statement_timeout = '3 s'").unwrap();
+    admin.batch_execute(&format!("DROP DATABASE {}", database.name)).unwrap();
+}
+
+#[test]
+fn refused_drop_database_leaves_its_worker_at_work() {
+    let cluster = queue_tests::shared_cluster();
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    worker_pid(&database);
+    let mut admin = cluster.connect("postgres").unwrap();
+    let result = admin.batch_execute(&format!("DROP DATABASE {}", database.name));
+    assert_eq!(code(result), "55006", "a session is in it");
+    send_delayed(&mut client, "q", "10 ms");
+    read_awaited(&mut client, "q");
+    wait_until("it has a worker", || find_worker(&mut client, &database.name).is_some());
+}
+
+#[test]
+fn database_made_from_a_template_with_queues_has_its_own() {
+    let cluster = queue_tests::shared_cluster();
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let sent = send_many(&mut client, "q", 3);
+    let held = read_for(&mut client, "q", 1, "1 h");
+    worker_pid(&database);
+    drop(client);
+    let copy = format!("{}_copy", database.name);
+    let mut admin = cluster.connect("postgres").unwrap();
+    admin.batch_execute("SET statement_timeout = '10 s'").unwrap();
+    wait_until("the template is free", || {
+        let sql = "SELECT FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'";
+        admin.query(sql, &[&database.name]).unwrap().is_empty()
+    });
+    admin.batch_execute(&format!("CREATE DATABASE {copy} TEMPLATE {}", database.name)).unwrap();
+    let mut other = Session::from_client(cluster.connect(&copy).unwrap()).unwrap();
+    assert_eq!(drain(&mut other, "q"), sent, "the copy knows of no leases");
+    let mut client = session(&database);
+    assert_eq!(ids(&read(&mut client, "q", 9)), sent[1..]);
+    assert!(delete(&mut client, "q", &held[0]), "the template's lease runs on");
+    for name in [&database.name, &copy] {
+        wait_until("both have a worker", || find_worker(&mut admin, name).is_some());
+    }
+    drop(other);
+    admin.batch_execute(&format!("DROP DATABASE {copy} WITH (FORCE)")).unwrap();
+}
+
+#[test]
+fn renamed_database_keeps_its_queues_and_gets_a_worker() {
+    let cluster = queue_tests::shared_cluster();
+    let mut database = database_with(&["q"]);
+    let mut client = session(&database);
+    let sent = send_many(&mut client, "q", 3);
+    read_for(&mut client, "q", 1, "1 h");
+    let worker = worker_pid(&database);
+    let pid = client.pid();
+    drop(client);
+    let mut admin = cluster.connect("postgres").unwrap();
+    wait_until("the session is gone", || {
+        admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", &[&pid]).unwrap().is_empty()
+    });
+    let name = format!("{}_renamed", database.name);
+    admin.batch_execute("SET statement_timeout = '10 s'").unwrap();
+    admin.batch_execute(&format!("ALTER DATABASE {} RENAME TO {name}", database.name)).unwrap();
+    database.name = name;
+    let mut client = session(&database);
+    assert_eq!(ids(&read(&mut client, "q", 9)), sent[1..], "leases stay");
+    assert_ne!(worker_pid(&database), worker);
+    send_delayed(&mut client, "q", "10 ms");
+    read_awaited(&mut client, "q");
+}
+
+#[test]
+fn restart_keeps_everything_but_leases() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q", "empty"]);
+    let mut client = session(&database);
+    let sent = send_many(&mut client, "q", 1_000);
+    let finished = ids(&read(&mut client, "q", 100));
+    delete_ids(&mut client, "q", &finished);
+    let got = read_one(&mut client, "q");
+    assert_eq!(retry(&mut client, "q", &got, Some("0")), "retried");
+    client.batch_execute("SELECT queue_alter('q', visibility_timeout => '50 ms'), queue_pause('empty')").unwrap();
+    let later = send_delayed(&mut client, "q", "1 h");
+    cluster.restart(StopMode::Fast).unwrap();
+    let mut client = session(&database);
+    assert_eq!(state(&mut client, "q", later).as_deref(), Some("delayed"));
+    let first = read_one(&mut client, "q");
+    assert_eq!((first.msg_id, first.count, first.last_error.as_deref()), (got.msg_id, 2, Some("failed")));
+    assert!(!delete(&mut client, "q", &got), "a lease of before the restart");
+    assert!(delete_id(&mut client, "q", first.msg_id));
+    client.batch_execute("SELECT queue_alter('q', visibility_timeout => '1 h')").unwrap();
+    assert_eq!(drain(&mut client, "q"), sent[101..]);
+    send(&mut client, "empty", 1);
+    assert!(read(&mut client, "empty", 1).is_empty(), "still paused");
+}
+
+// ---- Dump and restore -----------------------------------------------------------------------------------------
+
+/// Runs one of the server's programs, with `input` on its standard input, and returns its output.
+fn program(cluster: &Cluster, name: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = cluster
+        .user
+        .command(cluster.tree.program(name))
+        .arg("-h")
+        .arg(cluster.directory())
+        .args(["-U", "postgres"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {name} of {}: {error}", cluster.tree.version));
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} failed: {errors}");
+    output.stdout
+}
+
+#[test]
+fn dump_and_restore_bring_queues_and_messages_over() {
+    let cluster = queue_tests::shared_cluster();
+    let from = database_with(&["q", "Odd \"name\""]);
+    let mut client = session(&from);
+    client
+        .batch_execute(
+            "SELECT queue_create('strict', visibility_timeout => '7 min', max_deliveries => 3, require_lease => true,
+                                 dead_letter_queue => 'q');
+             SELECT queue_send('q', '{\"a\": 1}', headers => '{\"h\": 2}');
+             SELECT queue_send_batch('q', array['2', '3', '4']::jsonb[]);
+             SELECT queue_send('q', '5', delay => '1 h');
+             SELECT queue_send('Odd \"name\"', '\"odd\"');
+             SELECT queue_archive('q', 4)",
+        )
+        .unwrap();
+    let got = read_one(&mut client, "q");
+    assert_eq!(retry(&mut client, "q", &got, Some("0")), "retried");
+    read_for(&mut client, "q", 1, "1 h"); // a lease, which is not dumped
+    // (how it is dumped, what restores it with which arguments)
+    let ways: [(&[&str], &str, &[&str]); 2] = [
+        (&["-Fc"], "pg_restore", &["--exit-on-error"]),
+        (&["-Fp"], "psql", &["-X", "-q", "-v", "ON_ERROR_STOP=1"]),
+    ];
+    for (format, restore, args) in ways {
+        let dump = program(cluster, "pg_dump", &[format, &[&from.name]].concat(), b"");
+        let to = cluster.create_bare_database().unwrap();
+        program(cluster, restore, &[args, &["-d", &to.name]].concat(), &dump);
+        let mut client = session(&to);
+        let settings = client
+            .query_one(
+                "SELECT visibility_timeout = '7 min' AND max_deliveries = 3 AND require_lease
+                        AND dead_letter_queue = 'q' FROM queue_list() WHERE queue = 'strict'",
+                &[],
+            )
+            .unwrap();
+        assert!(settings.get::<_, bool>(0), "{restore}: settings");
+        let got = read(&mut client, "q", 9);
+        assert_eq!(sorted(ids(&got)), [1, 2, 3], "{restore}");
+        let first = got.iter().find(|delivery| delivery.msg_id == 1).unwrap();
+        assert_eq!((first.count, &first.message), (2, &serde_json::json!({"a": 1})), "{restore}");
+        assert_eq!(state(&mut client, "q", 5).as_deref(), Some("delayed"), "{restore}");
+        assert_eq!(read_one(&mut client, "Odd \"name\"").message, "odd", "{restore}");
+        let archived: i64 = client.query_one("SELECT msg_id FROM queue_archive.q", &[]).unwrap().get(0);
+        assert_eq!(archived, 4, "{restore}");
+        assert!(send(&mut client, "q", 6) > 5, "{restore}: ids go on");
+        // The worker serves it, and the triggers are there.
+        client.batch_execute("INSERT INTO queue.q (message) VALUES ('7')").unwrap();
+        assert_eq!(read(&mut client, "q", 9).len(), 2, "{restore}");
+        worker_pid(&to);
+    }
+}
+
+#[test]
+fn restore_of_the_data_alone_is_noticed() {
+    let cluster = queue_tests::shared_cluster();
+    let (from, to) = (database_with(&["q"]), database_with(&["q"]));
+    let (mut client, mut reader) = (session(&from), session(&to));
+    let sent = send_many(&mut client, "q", 500);
+    let dump = program(cluster, "pg_dump", &["-Fc", "--data-only", "-t", "queue.q", &from.name], b"");
+    assert!(read(&mut reader, "q", 1).is_empty()); // tracked
+    let waiting = reader_asleep(&to, "q");
+    // Not the sequence: its name has the oid of the table that it was made for.
+    let table_only = ["--disable-triggers", "--data-only", "-n", "queue", "-t", "q", "-d", &to.name];
+    program(cluster, "pg_restore", &table_only, &dump);
+    let (_, got) = joined(waiting);
+    let mut all = ids(&got);
+    delete_ids(&mut reader, "q", &all);
+    all.extend(drain(&mut reader, "q"));
+    assert_eq!(sorted(all), sent);
+}
+
+#[test]
+fn restore_that_disables_triggers_leaves_ours_always_on() {
+    let database = database_with(&["q"]);
+    let (mut client, mut reader) = (session(&database), session(&database));
+    // What pg_restore --disable-triggers does around the data.
+    client.batch_execute("ALTER TABLE queue.q DISABLE TRIGGER ALL").unwrap();
+    client.batch_execute("ALTER TABLE queue.q ENABLE TRIGGER ALL").unwrap();
+    assert!(read(&mut reader, "q", 1).is_empty()); // tracked
+    client.batch_execute("SET session_replication_role = replica").unwrap(); // as a subscription's worker has it
+    let waiting = reader_asleep(&database, "q");
+    client.batch_execute("INSERT INTO queue.q (message) VALUES ('1')").unwrap();
+    assert_eq!(joined(waiting).1.len(), 1);
+}
+
+#[test]
+fn create_next_to_helper_names_of_a_restored_queue_works() {
+    const NAMES: i64 = 1_000;
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let oid = |client: &mut Session, name: &str| -> i64 {
+        client.query_one("SELECT $1::text::regclass::oid::int8", &[&name]).unwrap().get(0)
+    };
+    client
+        .batch_execute(&format!(
+            "DO $$ BEGIN
+                 FOR n IN 1 .. {NAMES} LOOP EXECUTE format('CREATE TYPE queue.spare_%s AS ()', n); END LOOP;
+             END $$"
+        ))
+        .unwrap();
+    // A dump's helpers carry the oids of where they came from, and the new server's oids come by those numbers
+    // later. Other tests use up oids as well, hence several attempts.
+    let mut first = 0;
+    for attempt in 0..10 {
+        client.batch_execute(&format!("CREATE TYPE queue.here_{attempt} AS ()")).unwrap();
+        let next = oid(&mut client, &format!("queue.here_{attempt}"));
+        client
+            .batch_execute(&format!(
+                "DO $$ BEGIN
+                     FOR n IN 1 .. {NAMES} LOOP
+                         EXECUTE format('ALTER TYPE queue.%s RENAME TO queue_due_%s',
+                             CASE {attempt} WHEN 0 THEN 'spare_' || n ELSE 'queue_due_' || {first} + n END,
+                             {next} + n);
+                     END LOOP;
+                 END $$"
+            ))
+            .unwrap();
+        first = next;
+        let name = format!("new_{attempt}");
+        create(&mut client, &[&name]);
+        let sent = send(&mut client, &name, 1);
+        assert_eq!(drain(&mut client, &name), [sent]);
+        let used = oid(&mut client, &format!("queue.{name}"));
+        if (next + 1..=next + NAMES).contains(&used) {
+            return; // its name for the helper was taken
+        }
+    }
+    panic!("no queue met a helper's name that was taken");
+}
+
+// ---- Who may do what ------------------------------------------------------------------------------------------
+
+#[test]
+fn grants_are_the_only_switch() {
+    // (capability, what it allows of the calls below)
+    let calls = [
+        ("send", "SELECT queue_send('q', '1')"),
+        ("send", "SELECT queue_send_batch('q', array['1']::jsonb[])"),
+        ("peek", "SELECT * FROM queue_peek('q')"),
+        ("read", "SELECT * FROM queue_read('q', 1, '1 h')"),
+        ("read", "SELECT queue_extend('q', 1, visibility_timeout => '1 h')"),
+        ("read", "SELECT queue_release('q', array[1])"),
+        ("read", "SELECT * FROM queue_retry('q', 1, delay => '0')"),
+        ("finish", "SELECT queue_delete('q', -1)"),
+        ("finish", "SELECT queue_archive('q', -1)"),
+        ("finish", "SELECT queue_cancel('q', -1)"),
+        ("finish", "SELECT queue_reject('q', -1)"),
+        ("finish", "SELECT * FROM queue_pop('q')"),
+        ("admin", "SELECT queue_pause('q')"),
+        ("admin", "SELECT queue_resume('q')"),
+        ("admin", "SELECT queue_purge('q')"),
+        ("owner", "SELECT queue_alter('q', visibility_timeout => '1 min')"),
+        ("owner", "SELECT queue_drop('q')"),
+        ("create", "SELECT queue_create('theirs')"),
+    ];
+    let capabilities: [(&str, &[&str]); 5] = [
+        ("", &[]),
+        ("send", &["send"]),
+        ("observe", &["peek"]),
+        ("consume", &["peek", "read", "finish"]),
+        ("admin", &["peek", "read", "finish", "admin"]),
+    ];
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let role = format!("{} \"role\"", database.name);
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    client.batch_execute(&format!("CREATE ROLE {quoted}")).unwrap();
+    let attempt = |client: &mut Session, capability: &str, allowed: &[&str]| {
+        for (kind, call) in calls {
+            client.batch_execute("TRUNCATE queue.q RESTART IDENTITY").unwrap();
+            send(client, "q", 1);
+            client.batch_execute(&format!("SET ROLE {quoted}")).unwrap();
+            let result = client.batch_execute(call);
+            client.batch_execute("RESET ROLE").unwrap();
+            if allowed.contains(&kind) {
+                assert!(result.is_ok(), "{capability:?} allows {call}: {result:?}");
+            } else {
+                assert_eq!(code(result), "42501", "{capability:?} does not allow {call}");
+            }
+        }
+    };
+    for (capability, allowed) in capabilities {
+        if !capability.is_empty() {
+            client.execute("SELECT queue_grant('q', $1, $2)", &[&role, &capability]).unwrap();
+        }
+        attempt(&mut client, capability, allowed);
+        client.batch_execute(&format!("SET ROLE {quoted}")).unwrap();
+        let seen = client.query("SELECT queue FROM queue_list()", &[]).unwrap().len();
+        assert_eq!(seen, usize::from(!capability.is_empty()), "{capability:?}: queue_list");
+        client.batch_execute("RESET ROLE").unwrap();
+        if !capability.is_empty() {
+            client.execute("SELECT queue_revoke('q', $1, $2)", &[&role, &capability]).unwrap();
+        }
+    }
+    attempt(&mut client, "revoked", &[]);
+    client.batch_execute(&format!("GRANT CREATE ON SCHEMA queue TO {quoted}; SET ROLE {quoted}")).unwrap();
+    client.batch_execute("SELECT queue_create('theirs'), queue_send('theirs', '1')").unwrap();
+    client.batch_execute("SELECT queue_drop('theirs', force => true)").unwrap();
+}
+
+#[test]
+fn failures_move_with_the_rights_of_the_queues_owner() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    let role = format!("{}_consumer", database.name);
+    client
+        .batch_execute(&format!(
+            "CREATE ROLE {role};
+             SELECT queue_create('q', dead_letter_queue => 'dead', max_deliveries => 1);
+             SELECT queue_grant('q', '{role}', 'consume');
+             SELECT queue_send_batch('q', array['1', '2', '3']::jsonb[]);
+             SET ROLE {role}"
+        ))
+        .unwrap();
+    let got = read_for(&mut client, "q", 3, "1 h");
+    assert_eq!(retry(&mut client, "q", &got[0], None), "dead_lettered");
+    let rejected: String = client.query_one("SELECT queue_reject('q', 2)", &[]).unwrap().get(0);
+    assert_eq!(rejected, "dead_lettered");
+    let archived: bool = client.query_one("SELECT queue_archive('q', 3)", &[]).unwrap().get(0);
+    assert!(archived);
+    assert_eq!(code(client.batch_execute("TABLE queue_archive.q")), "42501");
+    client.batch_execute("RESET ROLE").unwrap();
+    assert_eq!(rows(&mut client, "dead"), 2);
+    // A role that may not send to the dead-letter queue cannot make it that of a queue of its own.
+    client.batch_execute(&format!("GRANT CREATE ON SCHEMA queue TO {role}; SET ROLE {role}")).unwrap();
+    let result = client.batch_execute("SELECT queue_create('mine', dead_letter_queue => 'dead')");
+    assert_eq!(code(result), "42501");
+}
+
+#[test]
+fn row_level_security_refuses_readers_whom_it_would_filter() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let role = format!("{}_filtered", database.name);
+    client
+        .batch_execute(&format!(
+            "CREATE ROLE {role};
+             SELECT queue_grant('q', '{role}', 'consume'), queue_grant('q', '{role}', 'send');
+             ALTER TABLE queue.q ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY p ON queue.q TO {role} USING (msg_id % 2 = 0)"
+        ))
+        .unwrap();
+    send_many(&mut client, "q", 2);
+    client.batch_execute(&format!("SET ROLE {role}")).unwrap();
+    for sql in [
+        "SELECT * FROM queue_read('q')",
+        "SELECT * FROM queue_pop('q')",
+        "SELECT * FROM queue_peek('q')",
+        "SELECT queue_delete('q', 2)",
+    ] {
+        assert_eq!(code(client.batch_execute(sql)), "0A000", "{sql}");
+    }
+    client.batch_execute("RESET ROLE").unwrap();
+    assert_eq!(read(&mut client, "q", 9).len(), 2, "the owner is not filtered");
+}
+
+#[test]
+fn read_only_transaction_looks_and_changes_nothing() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    send(&mut client, "q", 1);
+    for sql in [
+        "SELECT queue_send('q', '1')",
+        "SELECT * FROM queue_read('q')",
+        "SELECT * FROM queue_read_any(array['q'])",
+        "SELECT * FROM queue_pop('q')",
+        "SELECT queue_delete('q', 1)",
+        "SELECT * FROM queue_retry('q', 1)",
+        "SELECT queue_release('q', array[1])",
+        "SELECT queue_extend('q', 1)",
+        "SELECT queue_create('r')",
+        "SELECT queue_drop('q', true)",
+        "SELECT queue_pause('q')",
+    ] {
+        client.batch_execute("BEGIN READ ONLY").unwrap();
+        assert_eq!(code(client.batch_execute(sql)), "25006", "{sql}");
+        client.batch_execute("ROLLBACK").unwrap();
+    }
+    client.batch_execute("BEGIN READ ONLY").unwrap();
+    assert_eq!(client.query("SELECT * FROM queue_peek('q')", &[]).unwrap().len(), 1);
+    assert_eq!(client.query("SELECT * FROM queue_list()", &[]).unwrap().len(), 1);
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(read_one(&mut client, "q").count, 1);
+}
+
+// ---- Bad input ------------------------------------------------------------------------------------------------
+
+#[test]
+fn hostile_names_are_names_like_any_other() {
+    let long = "x".repeat(63);
+    let wide = "队".repeat(21);
+    let names = [
+        "a\"b",
+        "it's; DROP TABLE queue.q; --",
+        "$1",
+        "%I %s %L",
+        "back\\slash",
+        "new\nline\ttab\r",
+        " ",
+        "Foo",
+        "foo",
+        "select",
+        "pg_class",
+        "queue.q",
+        "\"quoted\"",
+        "üñí 🐘",
+        &long,
+        &wide,
+    ];
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    let role = format!("{}_named", database.name);
+    client.batch_execute(&format!("CREATE ROLE {role}")).unwrap();
+    for name in names {
+        client
+            .execute("SELECT queue_create($1, max_deliveries => 2, dead_letter_queue => 'dead')", &[&name])
+            .unwrap_or_else(|error| panic!("{name:?}: {error}"));
+    }
+    for name in names {
+        let sent = send_many(&mut client, name, 4);
+        let got = read(&mut client, name, 4);
+        assert_eq!(ids(&got), sent, "{name:?}");
+        assert!(delete(&mut client, name, &got[0]), "{name:?}");
+        assert_eq!(retry(&mut client, name, &got[1], Some("0")), "retried", "{name:?}");
+        let again = read_one(&mut client, name);
+        assert_eq!(retry(&mut client, name, &again, None), "dead_lettered", "{name:?}");
+        let dead: String = client
+            .query_one("DELETE FROM queue.dead RETURNING headers #>> '{dead_letter,queue}'", &[])
+            .unwrap()
+            .get(0);
+        assert_eq!(dead, name);
+        let sql = "SELECT queue_archive($1, $2)";
+        assert!(client.query_one(sql, &[&name, &got[2].msg_id]).unwrap().get::<_, bool>(0), "{name:?}");
+        client.execute("SELECT queue_grant($1, $2, 'admin')", &[&name, &role]).unwrap();
+        client.execute("SELECT queue_alter($1, retry_delay => '2 s')", &[&name]).unwrap();
+        client.execute("SELECT queue_pause($1), queue_resume($1)", &[&name]).unwrap();
+        assert_eq!(client.query("SELECT * FROM queue_peek($1)", &[&name]).unwrap().len(), 1);
+        let purged: i64 = client.query_one("SELECT queue_purge($1)", &[&name]).unwrap().get(0);
+        assert_eq!(purged, 1, "{name:?}: the queues of other names kept theirs");
+    }
+    let mut listed: Vec<String> =
+        client.query("SELECT queue FROM queue_list()", &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    listed.retain(|name| name != "dead");
+    let mut expected: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    listed.sort();
+    expected.sort();
+    assert_eq!(listed, expected);
+    for name in names {
+        assert_eq!(code(client.execute("SELECT queue_drop($1)", &[&name])), "55006", "{name:?} has an archive");
+        client.execute("SELECT queue_drop($1, force => true)", &[&name]).unwrap();
+        assert_eq!(code(try_send(&mut client, name, 1)), "42704");
+    }
+}
+
+#[test]
+fn names_that_no_table_can_have_are_refused_whole() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    for name in ["", &"x".repeat(64), &"队".repeat(22), &"x".repeat(10_000)] {
+        let result = client.execute("SELECT queue_create($1)", &[&name]);
+        assert_eq!(code(result), "42602", "{} bytes", name.len());
+        assert_eq!(code(try_send(&mut client, name, 1)), "42704", "{} bytes", name.len());
+        assert_eq!(code(try_read(&mut client, name, 1, None, "0")), "42704", "{} bytes", name.len());
+    }
+    let tables: i64 = client
+        .query_one("SELECT count(*) FROM pg_class WHERE relnamespace = 'queue'::regnamespace AND relkind = 'r'", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(tables, 1, "nothing was made of a truncated name");
+}
+
+#[test]
+fn bad_input_gets_its_sqlstate_and_changes_nothing() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    send(&mut client, "q", 1);
+    let cases = [
+        ("42704", "SELECT queue_send('nowhere', '1')"),
+        ("42704", "SELECT * FROM queue_read('nowhere')"),
+        ("42704", "SELECT * FROM queue_read_any(array['q', 'nowhere'], 2)"),
+        ("42704", "SELECT queue_delete('nowhere', 1)"),
+        ("42704", "SELECT queue_alter('nowhere', visibility_timeout => '1 s')"),
+        ("42704", "SELECT queue_grant('q', 'nobody at all', 'send')"),
+        ("42710", "SELECT queue_create('q')"),
+        ("22023", "SELECT * FROM queue_read('q', 0)"),
+        ("22023", "SELECT * FROM queue_read('q', -1)"),
+        ("22023", "SELECT * FROM queue_read('q', 9223372036854775807)"),
+        ("22023", "SELECT * FROM queue_read('q', 1, '-1 s')"),
+        ("22023", "SELECT * FROM queue_read('q', 1, '0')"),
+        ("22023", "SELECT * FROM queue_read('q', 1, '1 month')"),
+        ("22023", "SELECT * FROM queue_read('q', wait => '-1 s')"),
+        ("22023", "SELECT queue_send('q', '1', delay => '-1 s')"),
+        ("22023", "SELECT queue_send('q', '1', delay => '1 s', deliver_at => now())"),
+        ("22023", "SELECT queue_send('q', '1', deliver_at => 'infinity')"),
+        ("22023", "SELECT queue_create('r', max_deliveries => -1)"),
+        ("22023", "SELECT queue_create('r', retry_backoff => 'NaN')"),
+        ("22023", "SELECT queue_create('r', retry_jitter => 2)"),
+        ("22023", "SELECT queue_grant('q', 'postgres', 'everything')"),
+        ("22023", "SELECT queue_send_batch('q', array[['1', '2']]::jsonb[])"),
+        ("22023", "SELECT queue_send_batch('q', array['1', '2']::jsonb[], array['{}']::jsonb[])"),
+        ("22023", "SELECT queue_send_entries('q', '{}')"),
+        ("22023", "SELECT queue_send_entries('q', '[{\"massage\": 1}]')"),
+        ("22004", "SELECT queue_send('q', NULL)"),
+        ("22004", "SELECT queue_send(NULL, '1')"),
+        ("22004", "SELECT queue_send_batch('q', array[NULL]::jsonb[])"),
+        ("22004", "SELECT * FROM queue_read(NULL)"),
+        ("22004", "SELECT * FROM queue_read_any(array[NULL])"),
+        ("22004", "SELECT queue_delete('q', NULL)"),
+        ("22004", "SELECT queue_delete_batch('q', array[1, NULL])"),
+        ("0A000", "SELECT queue_send('q', '1', priority => 1)"),
+        ("0A000", "SELECT * FROM queue_read('q', filter => '{}')"),
+        ("0A000", "SELECT * FROM queue_stats()"),
+        ("0A000", "SELECT queue_create('r', durable_leases => true)"),
+        ("P0002", "SELECT queue_delete('q', 99, strict => true)"),
+    ];
+    for (sqlstate, sql) in cases {
+        assert_eq!(code(client.batch_execute(sql)), sqlstate, "{sql}");
+    }
+    let no_errors = [
+        ("SELECT queue_delete('q', 99)", false),
+        ("SELECT queue_delete('q', -9223372036854775808)", false),
+        ("SELECT queue_drop('nowhere')", false),
+        ("SELECT queue_create('q', if_not_exists => true)", false),
+    ];
+    for (sql, result) in no_errors {
+        assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, bool>(0), result, "{sql}");
+    }
+    assert_eq!(rows(&mut client, "q"), 1);
+    assert_eq!(read_one(&mut client, "q").count, 1);
+}
+
+// ---- In nobody's way ------------------------------------------------------------------------------------------
+
+#[test]
+fn utility_error_under_our_hook_keeps_its_fields() {
+    let database = queue_tests::shared_cluster().create_bare_database().unwrap();
+    let mut client = session(&database);
+    client.batch_execute("CREATE TABLE t (a int CONSTRAINT one_only PRIMARY KEY)").unwrap();
+    let mut copy = client.copy_in("COPY t FROM STDIN").unwrap();
+    copy.write_all(b"1\n1\n").unwrap();
+    let error = copy.finish().unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.detail(), Some("Key (a)=(1) already exists."));
+    assert_eq!(error.where_(), Some("COPY t, line 2"));
+    assert_eq!((error.schema(), error.table(), error.constraint()), (Some("public"), Some("t"), Some("one_only")));
+    let error = client.batch_execute("CREATE TABLE u (a no_such_type)").unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert!(error.position().is_some(), "where in the statement: {error:?}");
+    assert_eq!(error.detail(), None);
+}
+
+#[test]
+fn object_that_is_no_queue_is_left_alone() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client
+        .batch_execute(
+            "CREATE TABLE queue.stray (n int);
+             INSERT INTO queue.stray VALUES (1);
+             ALTER TABLE queue.stray ADD COLUMN m int;
+             TRUNCATE queue.stray;
+             CREATE VIEW queue.look AS SELECT 1 AS n",
+        )
+        .unwrap();
+    for name in ["stray", "look"] {
+        assert_eq!(code(try_send(&mut client, name, 1)), "42704", "{name}");
+        assert_eq!(code(try_read(&mut client, name, 1, None, "0")), "42704", "{name}");
+        assert_eq!(code(client.execute("SELECT queue_create($1)", &[&name])), "42710", "{name}");
+    }
+    client.batch_execute("DROP TABLE queue.stray; DROP VIEW queue.look").unwrap();
+    let sent = send(&mut client, "q", 1);
+    assert_eq!(drain(&mut client, "q"), [sent]);
+}

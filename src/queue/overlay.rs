@@ -1,0 +1,236 @@
+//! The transaction's own messages: what it has sent can be read and finished in it before anybody else hears of
+//! it. Owns their state, which never leaves this process before commit; the journal undoes changes of it and
+//! publishes what it has become. Takes no lock, calls no Postgres.
+//!
+//! Sending only appends; the indexes are built when something is first looked for.
+
+use queue_dispatch::{Now, Policy, Row, NEVER_US};
+use std::collections::{BTreeSet, HashMap};
+
+/// Where an own message stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum State {
+    /// It may be read, once it is due.
+    Waiting,
+    /// It was read.
+    Leased {
+        /// The delivery's fence.
+        lease_id: i64,
+        /// The end of the lease, on the clock that never jumps.
+        until_us: i64,
+        /// Where the end is to be at commit, if that is earlier.
+        commit_until_us: i64,
+    },
+    /// It is finished.
+    Gone,
+}
+
+/// One own message.
+#[derive(Clone, Copy, Debug)]
+pub struct Local {
+    /// Its table.
+    pub relation: u32,
+    /// Its row; the count is that of all deliveries, an open one included.
+    pub row: Row,
+    /// Where it stands.
+    pub state: State,
+}
+
+impl Local {
+    fn is_leased(&self, now: Now) -> bool {
+        matches!(self.state, State::Leased { until_us, .. } if until_us > now.mono_us)
+    }
+}
+
+/// What a call that names a message finds among the own ones.
+pub enum Own {
+    /// It is not one of them.
+    No,
+    /// It is, and the fence holds: its row, and the lease it is under (0: none).
+    Yes(Row, i64),
+    /// It is, but finished, or under another lease.
+    Lost,
+}
+
+/// What becomes of an own message.
+pub enum Then {
+    /// It is gone.
+    Finish,
+    /// It waits, as this row says.
+    Wait(Row),
+    /// Its lease ends then; lengthened at once, shortened at commit.
+    Until(i64),
+}
+
+/// All own messages, in the order in which they were sent.
+#[derive(Default)]
+pub struct Overlay {
+    locals: Vec<Local>,
+    /// The first so many are in the indexes.
+    indexed: usize,
+    by_id: HashMap<(u32, i64), usize>,
+    /// Those that wait, in the order in which they are read.
+    waiting: BTreeSet<(u32, i64)>,
+    /// No lease ends before this.
+    next_end_us: i64,
+}
+
+impl Overlay {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.locals.len()
+    }
+
+    /// One of them.
+    pub fn get(&self, index: usize) -> Local {
+        self.locals[index]
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Local> {
+        self.locals.iter()
+    }
+
+    /// Makes room for one more, so that `push` cannot fail.
+    pub fn reserve(&mut self) -> Result<(), std::collections::TryReserveError> {
+        self.locals.try_reserve(1)
+    }
+
+    /// A message was sent.
+    pub fn push(&mut self, relation: u32, row: Row) {
+        self.locals.push(Local { relation, row, state: State::Waiting });
+    }
+
+    /// The last send was undone.
+    pub fn pop(&mut self) {
+        if let Some(Local { relation, row, .. }) = self.locals.pop() {
+            if self.indexed > self.locals.len() {
+                self.indexed = self.locals.len();
+                self.by_id.remove(&(relation, row.msg_id));
+                self.waiting.remove(&(relation, row.msg_id));
+            }
+        }
+    }
+
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        self.locals.clear();
+        self.by_id.clear();
+        self.waiting.clear();
+        self.indexed = 0;
+        self.locals.shrink_to(1_024);
+        self.by_id.shrink_to(1_024);
+    }
+
+    fn index(&mut self) {
+        if self.indexed == 0 {
+            self.next_end_us = NEVER_US;
+        }
+        for i in self.indexed..self.locals.len() {
+            let Local { relation, row, .. } = self.locals[i];
+            self.by_id.insert((relation, row.msg_id), i);
+            self.waiting.insert((relation, row.msg_id));
+        }
+        self.indexed = self.locals.len();
+    }
+
+    /// The index of a message.
+    pub fn find(&mut self, relation: u32, msg_id: i64) -> Option<usize> {
+        if self.locals.is_empty() {
+            return None;
+        }
+        self.index();
+        self.by_id.get(&(relation, msg_id)).copied()
+    }
+
+    /// Sets a message as it is to be.
+    pub fn set(&mut self, index: usize, local: Local) {
+        self.index();
+        let key = (local.relation, local.row.msg_id);
+        self.locals[index] = local;
+        match local.state {
+            State::Waiting => {
+                self.waiting.insert(key);
+            }
+            State::Leased { until_us, .. } => {
+                self.waiting.remove(&key);
+                self.next_end_us = self.next_end_us.min(until_us);
+            }
+            State::Gone => {
+                self.waiting.remove(&key);
+            }
+        }
+    }
+
+    /// Undoes a change: the message is what it was, but a read that was undone still counts, and a lease that was
+    /// lengthened stays so.
+    pub fn restore(&mut self, index: usize, was: Local) {
+        let is = self.locals[index];
+        let mut local = was;
+        local.row.count = was.row.count.max(is.row.count);
+        if let (State::Leased { lease_id, until_us, .. }, State::Leased { lease_id: held, until_us: now, .. }) =
+            (&mut local.state, is.state)
+        {
+            if *lease_id == held {
+                *until_us = now.max(*until_us);
+            }
+        }
+        self.set(index, local);
+    }
+
+    /// Up to `most` messages of a table that may be read now, in the order of their ids.
+    pub fn readable(&mut self, relation: u32, most: usize, policy: Policy, now: Now) -> Vec<usize> {
+        if self.locals.is_empty() || policy.paused {
+            return Vec::new();
+        }
+        self.index();
+        if self.next_end_us <= now.mono_us {
+            self.end_leases(now);
+        }
+        let mut found = Vec::new();
+        for key in self.waiting.range((relation, i64::MIN)..=(relation, i64::MAX)) {
+            if found.len() == most {
+                break;
+            }
+            let Some(index) = self.by_id.get(key).copied() else { continue };
+            let row = &self.locals[index].row;
+            if row.due_us(now).is_none() && !policy.is_exhausted(row.count) {
+                found.push(index);
+            }
+        }
+        found
+    }
+
+    /// Leases that ended: their messages wait again. What was leased is not changed by that, so nothing of it
+    /// needs to be undone.
+    fn end_leases(&mut self, now: Now) {
+        self.next_end_us = NEVER_US;
+        for local in &self.locals {
+            if let State::Leased { until_us, .. } = local.state {
+                if until_us <= now.mono_us {
+                    self.waiting.insert((local.relation, local.row.msg_id));
+                } else {
+                    self.next_end_us = self.next_end_us.min(until_us);
+                }
+            }
+        }
+    }
+
+    /// Looks for a message that a call names.
+    pub fn own(&mut self, relation: u32, msg_id: i64, lease_id: Option<i64>, now: Now) -> Own {
+        let Some(index) = self.find(relation, msg_id) else { return Own::No };
+        let local = self.locals[index];
+        match (local.state, lease_id) {
+            (State::Gone, _) => Own::Lost,
+            (State::Leased { lease_id: held, .. }, claimed) if local.is_leased(now) => {
+                if claimed.is_some_and(|claimed| claimed != held) {
+                    Own::Lost
+                } else {
+                    Own::Yes(local.row, held)
+                }
+            }
+            (_, Some(_)) => Own::Lost, // that lease has ended
+            (_, None) => Own::Yes(local.row, 0),
+        }
+    }
+}
