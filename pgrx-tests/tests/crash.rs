@@ -309,6 +309,23 @@ fn prepared_transaction_outlives_a_crash() {
     assert!(read(&mut client, "q", 9).is_empty());
 }
 
+#[test]
+fn unlogged_queue_is_empty_after_a_crash_and_works() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["kept"]);
+    let mut client = session(&database);
+    client.batch_execute("SELECT queue_create('q', unlogged => true)").unwrap();
+    send_many(&mut client, "q", 5);
+    let kept = send_many(&mut client, "kept", 5);
+    assert_eq!(read(&mut client, "q", 2).len(), 2);
+    let pid = client.pid();
+    cluster.kill_backend(pid).unwrap();
+    let mut client = session(&database);
+    assert!(read(&mut client, "q", 9).is_empty());
+    assert_eq!(drain(&mut client, "kept"), kept);
+    works(&database);
+}
+
 /// Runs `work` on one connection after the other until `stop`, whatever happens to the server.
 fn relentlessly(database: &Database, stop: &AtomicBool, mut work: impl FnMut(&mut postgres::Client) -> Result<(), postgres::Error>) {
     while !stop.load(Ordering::SeqCst) {

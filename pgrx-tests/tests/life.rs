@@ -155,6 +155,40 @@ fn new_database_gets_a_worker_and_a_bare_one_has_none() {
 }
 
 #[test]
+fn worker_ends_with_its_extension() {
+    let database = queue_tests::shared_cluster().create_bare_database().unwrap();
+    let mut client = session(&database);
+    for _ in 0..2 {
+        client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
+        let worker = worker_pid(&database);
+        client.batch_execute("DROP EXTENSION pg_queue").unwrap();
+        database.wait_until_backend_gone(worker);
+    }
+}
+
+#[test]
+fn database_without_a_worker_is_served_by_its_readers_until_it_gets_one() {
+    // Room for the launchers, Postgres' own and ours, and for one worker.
+    let cluster = ClusterOptions::default().set("max_worker_processes", "3").start().unwrap();
+    let first = database_on(&cluster, &["q"]);
+    worker_pid(&first);
+    let second = database_on(&cluster, &["q"]);
+    let mut client = session(&second);
+    cluster.wait_for_log(0, "max_worker_processes");
+    assert_eq!(find_worker(&mut client, &second.name), None);
+    let waiting = reader_asleep(&second, "q");
+    let msg_id = send_delayed(&mut client, "q", "100 ms");
+    let (mut reader, got) = joined(waiting);
+    assert_eq!(ids(&got), [msg_id], "what is due");
+    assert!(extend(&mut reader, "q", &got[0], "50 ms").is_some());
+    let again = read_awaited(&mut reader, "q");
+    assert_eq!(again.count, 2, "leases that end");
+    assert!(delete(&mut reader, "q", &again));
+    drop(first); // drops the database, which frees a place
+    worker_pid(&second);
+}
+
+#[test]
 fn drop_database_with_a_queue_in_use_is_quick() {
     let cluster = queue_tests::shared_cluster();
     let database = database_with(&["q"]);

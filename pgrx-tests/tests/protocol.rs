@@ -668,6 +668,93 @@ fn cancel_spares_what_is_leased() {
     assert!(read(&mut other, "q", 9).is_empty());
 }
 
+#[test]
+fn pin_of_what_is_not_there_yet_does_not_hide_it_when_it_comes() {
+    let database = database_with(&["q"]);
+    let (mut sender, mut finisher, mut reader) = (session(&database), session(&database), session(&database));
+    assert!(read(&mut reader, "q", 1).is_empty()); // tracked
+    let gid = format!("{}-late", database.name);
+    for end in ["COMMIT", "ROLLBACK"] {
+        // A prepared transaction's rows come in under a mark, with nobody to publish them one by one.
+        sender.batch_execute("BEGIN").unwrap();
+        let sent = send_many(&mut sender, "q", 3);
+        sender.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
+        finisher.batch_execute("BEGIN").unwrap();
+        assert!(!delete_id(&mut finisher, "q", sent[1]), "it is not there yet");
+        sender.batch_execute(&format!("COMMIT PREPARED '{gid}'")).unwrap();
+        let mut got = vec![read_awaited(&mut reader, "q"), read_awaited(&mut reader, "q")];
+        finisher.batch_execute(end).unwrap();
+        got.push(read_awaited(&mut reader, "q"));
+        assert_eq!(sorted(ids(&got)), sent, "{end}");
+        assert_eq!(sorted(delete_ids(&mut reader, "q", &sent)), sent, "{end}");
+    }
+}
+
+#[test]
+fn lease_returned_while_another_transaction_finishes_the_message_waits_for_that() {
+    let database = database_with(&["q"]);
+    let (mut reader, mut finisher, mut other) = (session(&database), session(&database), session(&database));
+    for end in ["ROLLBACK", "COMMIT"] {
+        let msg_id = match end {
+            "ROLLBACK" => send(&mut other, "q", 1),
+            _ => 1,
+        };
+        reader.batch_execute("BEGIN").unwrap();
+        assert_eq!(read_awaited(&mut reader, "q").msg_id, msg_id);
+        finisher.batch_execute("BEGIN").unwrap();
+        assert!(delete_id(&mut finisher, "q", msg_id), "without a fence it acts whoever holds the message");
+        reader.batch_execute("ROLLBACK").unwrap();
+        assert!(read(&mut other, "q", 1).is_empty(), "pinned");
+        finisher.batch_execute(end).unwrap();
+        assert_eq!(rows(&mut other, "q"), i64::from(end == "ROLLBACK"));
+    }
+    assert!(read(&mut other, "q", 1).is_empty());
+}
+
+#[test]
+fn pop_that_rolled_back_brings_the_message_back() {
+    let database = database_with(&["q"]);
+    let (mut client, mut other) = (session(&database), session(&database));
+    let sent = send_many(&mut client, "q", 3);
+    let pop = |client: &mut Session| -> Vec<i64> {
+        client.query("SELECT msg_id FROM queue_pop('q')", &[]).unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    client.batch_execute("BEGIN").unwrap();
+    assert_eq!(pop(&mut client), sent[..1]);
+    client.batch_execute("SAVEPOINT s").unwrap();
+    assert_eq!(pop(&mut client), sent[1..2]);
+    assert_eq!(pop(&mut other), sent[2..]);
+    client.batch_execute("ROLLBACK TO s").unwrap();
+    let back = read_one(&mut other, "q");
+    assert_eq!((back.msg_id, back.count), (sent[1], 2));
+    client.batch_execute("ROLLBACK").unwrap();
+    let back = read_one(&mut other, "q");
+    assert_eq!((back.msg_id, back.count), (sent[0], 2));
+    assert_eq!(rows(&mut other, "q"), 2);
+}
+
+#[test]
+fn delete_and_read_is_undone_as_one() {
+    let database = database_with(&["q"]);
+    let (mut client, mut other) = (session(&database), session(&database));
+    let sent = send_many(&mut client, "q", 2);
+    let held = read_one(&mut client, "q");
+    let next = |client: &mut Session| -> Vec<i64> {
+        let sql = "SELECT msg_id FROM queue_delete_and_read('q', array[$1::int8], array[$2::int8])";
+        let rows = client.query(sql, &[&held.msg_id, &held.lease_id]).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    client.batch_execute("BEGIN").unwrap();
+    assert_eq!(next(&mut client), sent[1..]);
+    assert!(read(&mut other, "q", 9).is_empty());
+    client.batch_execute("ROLLBACK").unwrap();
+    let back = read_one(&mut other, "q");
+    assert_eq!((back.msg_id, back.count), (sent[1], 2), "read and given back");
+    assert!(release(&mut other, "q", &back));
+    assert_eq!(next(&mut client), sent[1..], "the first one's lease ran on and finishes");
+    assert_eq!(rows(&mut other, "q"), 1);
+}
+
 // ---- Wait ---------------------------------------------------------------------------------------------------
 
 #[test]
@@ -715,6 +802,52 @@ fn woken_waiter_that_comes_too_late_sleeps_on() {
     database.wait_until_backend_waits(first.pid(), "Extension", None);
     assert!(release(&mut client, "q", &taken));
     assert_eq!(ids(&joined(first).1), [sent]);
+}
+
+#[test]
+fn all_waiters_are_served_by_what_comes_in_under_a_mark() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let waiting: Vec<Reading> = (0..3).map(|_| reader_asleep(&database, "q")).collect();
+    client
+        .batch_execute(
+            "BEGIN;
+             ALTER TABLE queue.q DISABLE TRIGGER pg_queue_change;
+             INSERT INTO queue.q (message) VALUES ('1'), ('2'), ('3');
+             ALTER TABLE queue.q ENABLE ALWAYS TRIGGER pg_queue_change;
+             COMMIT",
+        )
+        .unwrap();
+    let got: Vec<i64> = waiting.into_iter().flat_map(|reading| ids(&joined(reading).1)).collect();
+    assert_eq!(sorted(got), [1, 2, 3]);
+}
+
+#[test]
+fn read_from_several_queues_brings_in_each_that_is_not_tracked() {
+    let database = database_with(&["a", "b"]);
+    let mut client = session(&database);
+    send(&mut client, "b", 1);
+    send(&mut client, "a", 1);
+    let got = client.query("SELECT queue FROM queue_read_any(array['a', 'b'], 10)", &[]).unwrap();
+    let queues: Vec<&str> = got.iter().map(|row| row.get(0)).collect();
+    assert_eq!(queues, ["a", "b"], "a queue that has something does not hide the others");
+}
+
+#[test]
+fn waiters_on_a_queues_old_name_swallow_no_wake_up() {
+    let database = database_with(&["old"]);
+    let mut client = session(&database);
+    let waiting = [reader_asleep(&database, "old"), reader_asleep(&database, "old")];
+    client.batch_execute("ALTER TABLE queue.old RENAME TO new").unwrap();
+    let reading = start_read(session(&database), "new");
+    let msg_id = send(&mut client, "new", 1);
+    assert_eq!(ids(&joined(reading).1), [msg_id]);
+    for reading in waiting {
+        // Whoever was not woken by the renaming is by a message that comes later.
+        send(&mut client, "new", 2);
+        assert_eq!(code(reading.join().unwrap().1), "42704");
+    }
+    assert_eq!(drain(&mut client, "new").len(), 2);
 }
 
 #[test]

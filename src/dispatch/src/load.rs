@@ -7,7 +7,7 @@
 //! with the horizon: raise it first, then the snapshot.
 
 use crate::arena::{Arena, QueueRef};
-use crate::slot::Row;
+use crate::slot::{Row, State};
 use crate::{Effects, Now, NEVER_US, NIL, NO_MARK};
 
 /// How long before the first message beyond the horizon is due somebody scans for it, microseconds.
@@ -90,7 +90,14 @@ impl Arena<'_> {
     /// One row of the walk or scan, in its order.
     pub fn load_row(&mut self, queue: QueueRef, row: Row, now: Now, fx: &mut Effects) -> LoadRow {
         let Some(q) = self.index_of(queue) else { return LoadRow::Full };
-        if self.find(q, row.msg_id) != NIL {
+        let slot = self.find(q, row.msg_id);
+        if slot != NIL {
+            let slot = &mut self.slots[slot as usize];
+            if matches!(slot.state(), State::Pinned | State::Leased) {
+                // Whoever holds it may have looked before the row came in, and found none: he is to look again
+                // before he drops it, for the mark passes it by now.
+                slot.is_touched = true;
+            }
             return LoadRow::Known;
         }
         let record = &self.queues[q as usize];

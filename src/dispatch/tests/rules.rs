@@ -784,6 +784,20 @@ fn finish_in_a_full_arena_wakes_the_hungry_queue() {
 }
 
 #[test]
+fn finish_of_a_row_that_came_in_under_a_mark_meanwhile_keeps_it_in_reach() {
+    let mut d = Desk::new(16, 2, 16);
+    d.pin(7, Fence::Any, 5); // before its sender commits: its finisher finds no row
+    let queue = d.queue;
+    d.memory.arena().queue_mark(queue, 7, &mut d.fx); // a large transaction commits
+    assert!(matches!(d.arena().load_begin(queue, 3), LoadStart::From(7)));
+    assert_eq!(d.load_row(row(7)), LoadRow::Known);
+    d.memory.arena().load_end(queue, 3, NO_MARK, &mut d.fx);
+    assert_eq!(d.mark(), NO_MARK);
+    d.finish(7, 5);
+    assert_eq!(d.state(7), Some(State::Ready), "nobody else would ever look for it");
+}
+
+#[test]
 fn detach_with_pins_frees_the_record_when_the_last_pin_goes() {
     let mut d = Desk::new(8, 2, 8);
     d.publish(1);
