@@ -66,8 +66,10 @@ impl<'a> Scene<'a> {
                 .unwrap();
             hold.wait_reached();
             standing.push((hold, running));
-            let late: i64 =
-                client.query_one("SELECT max(msg_id) FROM queue.q WHERE message = '\"late\"'", &[]).unwrap().get(0);
+            let late: i64 = client
+                .query_one("SELECT max(msg_id) FROM queue.q WHERE message = '\"late\"'", &[])
+                .unwrap()
+                .get(0);
             expected.insert(late, 1);
         }
         let worker = worker_pid(&database);
@@ -106,9 +108,7 @@ fn works(database: &Database) {
     let (mut reader, got) = joined(reading);
     assert_eq!(ids(&got), [msg_id]);
     assert!(delete(&mut reader, "q", &got[0]));
-    client
-        .batch_execute("SELECT queue_create('last', max_deliveries => 1, dead_letter_queue => 'q')")
-        .unwrap();
+    client.batch_execute("SELECT queue_create('last', max_deliveries => 1, dead_letter_queue => 'q')").unwrap();
     send(&mut client, "last", 1);
     assert_eq!(read_for(&mut client, "last", 1, "10 ms").len(), 1);
     let dead = read_awaited(&mut client, "q"); // moved by the worker
@@ -327,7 +327,11 @@ fn unlogged_queue_is_empty_after_a_crash_and_works() {
 }
 
 /// Runs `work` on one connection after the other until `stop`, whatever happens to the server.
-fn relentlessly(database: &Database, stop: &AtomicBool, mut work: impl FnMut(&mut postgres::Client) -> Result<(), postgres::Error>) {
+fn relentlessly(
+    database: &Database,
+    stop: &AtomicBool,
+    mut work: impl FnMut(&mut postgres::Client) -> Result<(), postgres::Error>,
+) {
     while !stop.load(Ordering::SeqCst) {
         let Ok(mut client) = database.connect() else {
             std::thread::yield_now();

@@ -298,7 +298,11 @@ fn invariant_3_nobody_gets_a_message_whose_finish_waits_for_commit() {
         if end == "COMMIT" {
             assert!(left.is_empty());
         } else {
-            assert_eq!((left[0].msg_id, left[0].count), (got[0].msg_id, 2), "its lease is over: ready and counted");
+            assert_eq!(
+                (left[0].msg_id, left[0].count),
+                (got[0].msg_id, 2),
+                "its lease is over: ready and counted"
+            );
         }
         assert!(delete(&mut other, "q", &again));
     }
@@ -325,9 +329,8 @@ fn invariant_4_finishing_is_transactional() {
     let mut client = session(&database);
     client.batch_execute("CREATE TABLE ledger (msg_id bigint)").unwrap();
     send(&mut client, "q", 1);
-    let ledger = |client: &mut Session| -> i64 {
-        client.query_one("SELECT count(*) FROM ledger", &[]).unwrap().get(0)
-    };
+    let ledger =
+        |client: &mut Session| -> i64 { client.query_one("SELECT count(*) FROM ledger", &[]).unwrap().get(0) };
     for end in ["ROLLBACK", "COMMIT"] {
         let got = read_one(&mut client, "q");
         client.batch_execute("BEGIN").unwrap();
@@ -400,7 +403,9 @@ fn invariant_5_read_that_rolled_back_gives_its_lease_back() {
     let database = database_with(&["q"]);
     let (mut reader, mut other) = (session(&database), session(&database));
     reader
-        .batch_execute("SELECT queue_alter('q', retry_delay => '300 ms', retry_backoff => 1, retry_jitter => 0)")
+        .batch_execute(
+            "SELECT queue_alter('q', retry_delay => '300 ms', retry_backoff => 1, retry_jitter => 0)",
+        )
         .unwrap();
     send(&mut reader, "q", 1);
     reader.batch_execute("BEGIN").unwrap();
@@ -435,7 +440,9 @@ fn invariant_5_read_rolled_back_to_a_savepoint_gives_its_lease_back() {
     let released = read_one(&mut reader, "q");
     reader.batch_execute("RELEASE b; COMMIT").unwrap();
     assert!(read(&mut other, "q", 9).is_empty());
-    assert!(delete(&mut other, "q", &kept) && delete(&mut other, "q", &got) && delete(&mut other, "q", &released));
+    assert!(
+        delete(&mut other, "q", &kept) && delete(&mut other, "q", &got) && delete(&mut other, "q", &released)
+    );
 }
 
 #[test]
@@ -891,7 +898,9 @@ fn invariant_10_plain_sql_works() {
     let waiting = reader_asleep(&database, "q");
     client.batch_execute("INSERT INTO queue.q (message) VALUES ('\"woken\"')").unwrap();
     assert_eq!(joined(waiting).1[0].message, "woken");
-    client.batch_execute("SET session_replication_role = replica; INSERT INTO queue.q (message) VALUES ('9')").unwrap();
+    client
+        .batch_execute("SET session_replication_role = replica; INSERT INTO queue.q (message) VALUES ('9')")
+        .unwrap();
     assert_eq!(read_one(&mut reader, "q").message, 9);
 }
 
@@ -1007,7 +1016,9 @@ fn invariant_10_prepare_with_a_lease_is_refused() {
     let mut client = session(&database);
     let msg_id = send(&mut client, "q", 1);
     let gid = &database.name;
-    for sql in ["SELECT queue_read('q')", "SELECT queue_delete('q', 1)", "SELECT queue_retry('q', 1, delay => '0')"] {
+    for sql in
+        ["SELECT queue_read('q')", "SELECT queue_delete('q', 1)", "SELECT queue_retry('q', 1, delay => '0')"]
+    {
         client.batch_execute(&format!("BEGIN; {sql}")).unwrap();
         assert_eq!(code(client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'"))), "0A000", "{sql}");
         client.batch_execute("ROLLBACK").unwrap();
@@ -1020,13 +1031,19 @@ fn invariant_10_grants_on_the_table_are_the_access_control() {
     let database = database_with(&["q"]);
     let mut client = session(&database);
     let role = format!("{}_plain", database.name);
-    client.batch_execute(&format!("CREATE ROLE {role}; GRANT INSERT ON queue.q TO {role}; SET ROLE {role}")).unwrap();
+    client
+        .batch_execute(&format!("CREATE ROLE {role}; GRANT INSERT ON queue.q TO {role}; SET ROLE {role}"))
+        .unwrap();
     send(&mut client, "q", 1);
     assert_eq!(code(try_read(&mut client, "q", 1, None, "0")), "42501");
-    client.batch_execute(&format!("RESET ROLE; REVOKE INSERT ON queue.q FROM {role}; SET ROLE {role}")).unwrap();
+    client
+        .batch_execute(&format!("RESET ROLE; REVOKE INSERT ON queue.q FROM {role}; SET ROLE {role}"))
+        .unwrap();
     assert_eq!(code(try_send(&mut client, "q", 1)), "42501");
     client
-        .batch_execute(&format!("RESET ROLE; GRANT SELECT, UPDATE, DELETE ON queue.q TO {role}; SET ROLE {role}"))
+        .batch_execute(&format!(
+            "RESET ROLE; GRANT SELECT, UPDATE, DELETE ON queue.q TO {role}; SET ROLE {role}"
+        ))
         .unwrap();
     assert_eq!(drain(&mut client, "q").len(), 1);
     client.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")).unwrap();

@@ -88,10 +88,8 @@ fn drop_extension_is_refused_while_there_are_queues_and_cascade_works() {
     assert_eq!(code(client.batch_execute("DROP EXTENSION pg_queue")), "2BP01");
     assert_eq!(read(&mut client, "q", 9).len(), 3, "nothing happened");
     client.batch_execute("SET lock_timeout = '10 s'; DROP EXTENSION pg_queue CASCADE").unwrap();
-    let left: i64 = client
-        .query_one("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'queue%'", &[])
-        .unwrap()
-        .get(0);
+    let left: i64 =
+        client.query_one("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'queue%'", &[]).unwrap().get(0);
     assert_eq!(left, 0);
     database.wait_until_backend_gone(worker);
     client.batch_execute("CREATE EXTENSION pg_queue; SELECT queue_create('q')").unwrap();
@@ -107,7 +105,9 @@ fn extension_in_a_schema_of_its_own_works() {
     let mut client = session(&database);
     client.batch_execute("CREATE SCHEMA \"My Tools\"; CREATE EXTENSION pg_queue SCHEMA \"My Tools\"").unwrap();
     assert_eq!(code(client.batch_execute("SELECT queue_create('q')")), "42883");
-    client.batch_execute("SET search_path = \"My Tools\"; SELECT queue_create('q', max_deliveries => 1)").unwrap();
+    client
+        .batch_execute("SET search_path = \"My Tools\"; SELECT queue_create('q', max_deliveries => 1)")
+        .unwrap();
     send(&mut client, "q", 1);
     client.batch_execute("SET search_path = ''").unwrap();
     let got = client.query("SELECT msg_id FROM \"My Tools\".queue_read('q', 1, '10 ms')", &[]).unwrap();
@@ -175,16 +175,20 @@ fn database_without_a_worker_is_served_by_its_readers_until_it_gets_one() {
     let second = database_on(&cluster, &["q"]);
     let mut client = session(&second);
     cluster.wait_for_log(0, "max_worker_processes");
+    eprintln!("0 {:?}", std::time::SystemTime::now());
     assert_eq!(find_worker(&mut client, &second.name), None);
     let waiting = reader_asleep(&second, "q");
     let msg_id = send_delayed(&mut client, "q", "100 ms");
     let (mut reader, got) = joined(waiting);
+    eprintln!("D {:?}", std::time::SystemTime::now());
     assert_eq!(ids(&got), [msg_id], "what is due");
     assert!(extend(&mut reader, "q", &got[0], "50 ms").is_some());
     let again = read_awaited(&mut reader, "q");
     assert_eq!(again.count, 2, "leases that end");
     assert!(delete(&mut reader, "q", &again));
+    eprintln!("A {:?}", std::time::SystemTime::now());
     drop(first); // drops the database, which frees a place
+    eprintln!("B {:?}", std::time::SystemTime::now());
     worker_pid(&second);
 }
 
@@ -284,7 +288,9 @@ fn restart_keeps_everything_but_leases() {
     delete_ids(&mut client, "q", &finished);
     let got = read_one(&mut client, "q");
     assert_eq!(retry(&mut client, "q", &got, Some("0")), "retried");
-    client.batch_execute("SELECT queue_alter('q', visibility_timeout => '50 ms'), queue_pause('empty')").unwrap();
+    client
+        .batch_execute("SELECT queue_alter('q', visibility_timeout => '50 ms'), queue_pause('empty')")
+        .unwrap();
     let later = send_delayed(&mut client, "q", "1 h");
     cluster.restart(StopMode::Fast).unwrap();
     let mut client = session(&database);
@@ -344,7 +350,7 @@ fn dump_and_restore_bring_queues_and_messages_over() {
     let got = read_one(&mut client, "q");
     assert_eq!(retry(&mut client, "q", &got, Some("0")), "retried");
     read_for(&mut client, "q", 1, "1 h"); // a lease, which is not dumped
-    // (how it is dumped, what restores it with which arguments)
+                                          // (how it is dumped, what restores it with which arguments)
     let ways: [(&[&str], &str, &[&str]); 2] = [
         (&["-Fc"], "pg_restore", &["--exit-on-error"]),
         (&["-Fp"], "psql", &["-X", "-q", "-v", "ON_ERROR_STOP=1"]),
@@ -691,7 +697,10 @@ fn names_that_no_table_can_have_are_refused_whole() {
         assert_eq!(code(try_read(&mut client, name, 1, None, "0")), "42704", "{} bytes", name.len());
     }
     let tables: i64 = client
-        .query_one("SELECT count(*) FROM pg_class WHERE relnamespace = 'queue'::regnamespace AND relkind = 'r'", &[])
+        .query_one(
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'queue'::regnamespace AND relkind = 'r'",
+            &[],
+        )
         .unwrap()
         .get(0);
     assert_eq!(tables, 1, "nothing was made of a truncated name");
@@ -770,7 +779,10 @@ fn utility_error_under_our_hook_keeps_its_fields() {
     let error = error.as_db_error().unwrap();
     assert_eq!(error.detail(), Some("Key (a)=(1) already exists."));
     assert_eq!(error.where_(), Some("COPY t, line 2"));
-    assert_eq!((error.schema(), error.table(), error.constraint()), (Some("public"), Some("t"), Some("one_only")));
+    assert_eq!(
+        (error.schema(), error.table(), error.constraint()),
+        (Some("public"), Some("t"), Some("one_only"))
+    );
     let error = client.batch_execute("CREATE TABLE u (a no_such_type)").unwrap_err();
     let error = error.as_db_error().unwrap();
     assert!(error.position().is_some(), "where in the statement: {error:?}");

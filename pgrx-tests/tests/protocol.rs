@@ -544,7 +544,10 @@ fn finish_in_the_transaction_that_read_rests_on_that_lease() {
     // Both leases end in the open transaction, and another session gets both messages.
     let again = [read_awaited(&mut other, "q"), read_awaited(&mut other, "q")];
     assert_eq!(ids(&again), [mine.msg_id, witness.msg_id]);
-    assert!(!delete_id(&mut consumer, "q", mine.msg_id), "without naming a lease it means its own, which is lost");
+    assert!(
+        !delete_id(&mut consumer, "q", mine.msg_id),
+        "without naming a lease it means its own, which is lost"
+    );
     consumer.batch_execute("COMMIT").unwrap();
     assert!(delete_id(&mut consumer, "q", mine.msg_id), "later it acts on the message whoever holds it");
     assert!(delete(&mut other, "q", &again[1]));
@@ -1030,7 +1033,11 @@ fn rewrites_of_the_table_reset_nothing() {
             assert!(release(&mut reader, "q", delivery));
         }
         client.batch_execute(rewrite).unwrap();
-        assert_eq!(ids(&read_for(&mut reader, "q", 1_000, "1 h")), kept[10..], "{rewrite}: what was ready is, once");
+        assert_eq!(
+            ids(&read_for(&mut reader, "q", 1_000, "1 h")),
+            kept[10..],
+            "{rewrite}: what was ready is, once"
+        );
         for delivery in &held[900..910] {
             assert!(extend(&mut reader, "q", delivery, "1 h").is_some(), "{rewrite}: leases stay");
             assert!(delete(&mut reader, "q", delivery), "{rewrite}: and finish");

@@ -106,8 +106,7 @@ impl Value {
     pub fn jsonb_text(self) -> Option<String> {
         // SAFETY: the SQL type is jsonb; jsonb_out returns a palloc'd C string in the server's encoding.
         self.0.map(|datum| unsafe {
-            let text: Option<&std::ffi::CStr> =
-                pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)]);
+            let text: Option<&std::ffi::CStr> = pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)]);
             text.map(|t| t.to_string_lossy().into_owned()).unwrap_or_default()
         })
     }
@@ -160,12 +159,7 @@ impl Rows {
         // are those of the SQL declaration.
         unsafe {
             assert!((*self.descriptor).natts as usize == N, "a row has the columns of its declaration");
-            pg_sys::tuplestore_putvalues(
-                self.store,
-                self.descriptor,
-                datums.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            );
+            pg_sys::tuplestore_putvalues(self.store, self.descriptor, datums.as_mut_ptr(), nulls.as_mut_ptr());
         }
     }
 }
@@ -256,8 +250,10 @@ macro_rules! sql_functions {
             unsafe extern "C-unwind" fn function(
                 fcinfo: ::pgrx::pg_sys::FunctionCallInfo,
             ) -> ::pgrx::pg_sys::Datum {
+                let (call, access) = ($crate::sql_functions!(@ $kind), $crate::sql_functions!(@ $access));
+                let verb = $function;
                 // SAFETY: only Postgres calls this, through the SQL declaration.
-                unsafe { $crate::sql_functions!(@ $kind)(fcinfo, $crate::sql_functions!(@ $access), $function) }
+                unsafe { call(fcinfo, access, verb) }
             }
         };
     )*};

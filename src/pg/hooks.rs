@@ -150,7 +150,9 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
                 let rename: *mut pg_sys::RenameStmt = statement.cast();
                 if (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE {
                     Concern::Database(database_named((*rename).subname), false)
-                } else if (*rename).renameType == pg_sys::ObjectType::OBJECT_TABLE && !(*rename).relation.is_null() {
+                } else if (*rename).renameType == pg_sys::ObjectType::OBJECT_TABLE
+                    && !(*rename).relation.is_null()
+                {
                     // Only to know which it is: the statement itself looks it up again and locks it.
                     let table = pg_sys::RangeVarGetRelidExtended(
                         (*rename).relation,
@@ -222,9 +224,7 @@ unsafe extern "C-unwind" {
 unsafe extern "C-unwind" fn before_utility(statement: *mut pg_sys::PlannedStmt) -> Concern {
     // SAFETY: the caller's promise.
     let concern = unsafe { concern_of((*statement).utilityStmt) };
-    if let (Some(hooks), Concern::Database(oid, _) | Concern::DatabaseCreated(oid)) =
-        (HOOKS.get(), &concern)
-    {
+    if let (Some(hooks), Concern::Database(oid, _) | Concern::DatabaseCreated(oid)) = (HOOKS.get(), &concern) {
         if *oid != 0 {
             (hooks.database_wanted)(*oid);
         }
@@ -268,10 +268,24 @@ unsafe extern "C-unwind" fn on_utility(
         let concern = before_utility(statement);
         match PREVIOUS_UTILITY {
             Some(previous) => previous(
-                statement, query, read_only_tree, context, params, environment, destination, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                destination,
+                completion,
             ),
             None => standard_process_utility(
-                statement, query, read_only_tree, context, params, environment, destination, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                destination,
+                completion,
             ),
         }
         after_utility(concern);

@@ -4,7 +4,6 @@
 //! Two rules hold throughout. A call into Postgres may raise an ERROR, which unwinds the Rust stack as a panic,
 //! or a FATAL, which does not unwind at all: so nothing here relies on `Drop`, and what must be undone is undone
 //! by the transaction's abort callback. And no call into Postgres is made while the dispatcher's lock is held.
-#![allow(unsafe_code)]
 
 pub mod call;
 pub mod clock;

@@ -153,7 +153,10 @@ unsafe extern "C-unwind" fn on_startup() {
         let backends = latch::backends_max();
         let layout = layout(&sizes, backends);
         let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
-        pg_sys::LWLockAcquire(pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK).cast(), pg_sys::LWLockMode::LW_EXCLUSIVE);
+        pg_sys::LWLockAcquire(
+            pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK).cast(),
+            pg_sys::LWLockMode::LW_EXCLUSIVE,
+        );
         let mut found = false;
         let root: *mut Root = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), layout.total, &mut found).cast();
         if !found {
@@ -221,7 +224,7 @@ unsafe fn arena<'a>(root: *mut Root) -> Arena<'a> {
             unsafe { std::slice::from_raw_parts_mut(base.add(at).cast(), len) }
         }
         Arena::new(Parts {
-            head: &mut *(&raw mut (*root).head),
+            head: &mut (*root).head,
             queues: part(base, layout.queues, sizes.queues),
             queue_buckets: part(base, layout.queue_buckets, sizes.queues.next_power_of_two()),
             slots: part(base, layout.slots, sizes.slots),

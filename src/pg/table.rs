@@ -284,12 +284,7 @@ pub struct Walk<'t> {
 }
 
 impl<'t> Walk<'t> {
-    fn begin(
-        table: &'t Table,
-        index: u32,
-        conditions: &[(u32, u32, i64)],
-        snapshot: &Snapshot,
-    ) -> Walk<'t> {
+    fn begin(table: &'t Table, index: u32, conditions: &[(u32, u32, i64)], snapshot: &Snapshot) -> Walk<'t> {
         let mut keys = [pg_sys::ScanKeyData::default(); 2];
         // SAFETY: the index is a btree on the int8 or timestamptz column that the caller means (both are passed
         // by value), locked here; the keys are copied by index_rescan.
@@ -299,8 +294,7 @@ impl<'t> Walk<'t> {
                 pg_sys::ScanKeyInit(key, 1, *strategy as _, (*function).into(), (*value).into());
             }
             #[cfg(not(feature = "pg18"))]
-            let scan =
-                pg_sys::index_beginscan(table.relation, index, snapshot.raw(), conditions.len() as _, 0);
+            let scan = pg_sys::index_beginscan(table.relation, index, snapshot.raw(), conditions.len() as _, 0);
             #[cfg(feature = "pg18")]
             let scan = pg_sys::index_beginscan(
                 table.relation,
@@ -345,9 +339,7 @@ pub fn index_on(table: &Table, column: i16) -> Option<u32> {
             let oid = pg_sys::list_nth_oid(list, i);
             let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as _);
             let form = (*index).rd_index;
-            if (*form).indisvalid
-                && (*form).indnkeyatts == 1
-                && (&(*form).indkey.values).as_slice(1)[0] == column
+            if (*form).indisvalid && (*form).indnkeyatts == 1 && (*form).indkey.values.as_slice(1)[0] == column
             {
                 found = Some(oid.into());
             }

@@ -69,8 +69,7 @@ pub fn may_create_in(schema: u32) -> bool {
     // SAFETY: look-ups in the system caches, in a transaction.
     unsafe {
         #[cfg(feature = "pg15")]
-        let result =
-            pg_sys::pg_namespace_aclcheck(schema.into(), pg_sys::GetUserId(), pg_sys::ACL_CREATE as _);
+        let result = pg_sys::pg_namespace_aclcheck(schema.into(), pg_sys::GetUserId(), pg_sys::ACL_CREATE as _);
         #[cfg(not(feature = "pg15"))]
         let result = pg_sys::object_aclcheck(
             pg_sys::NamespaceRelationId,
@@ -211,5 +210,7 @@ pub fn is_monitor() -> bool {
 /// Whether a relation is unlogged.
 pub fn is_unlogged(relation: u32) -> bool {
     // SAFETY: a look-up in the system caches, in a transaction.
-    unsafe { pg_sys::get_rel_persistence(relation.into()) == pg_sys::RELPERSISTENCE_UNLOGGED as std::ffi::c_char }
+    unsafe {
+        pg_sys::get_rel_persistence(relation.into()) == pg_sys::RELPERSISTENCE_UNLOGGED as std::ffi::c_char
+    }
 }

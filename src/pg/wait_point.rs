@@ -11,8 +11,18 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
 const NAMES: [&str; 12] = [
-    "publish", "take-fetch", "load-snapshot", "load-row", "finish-verify", "finish-deleted", "unpin", "wait-sleep",
-    "return", "scan-snapshot", "move-pinned", "attach",
+    "publish",
+    "take-fetch",
+    "load-snapshot",
+    "load-row",
+    "finish-verify",
+    "finish-deleted",
+    "unpin",
+    "wait-sleep",
+    "return",
+    "scan-snapshot",
+    "move-pinned",
+    "attach",
 ];
 
 #[repr(C)]
@@ -79,7 +89,8 @@ fn point(name: &str) -> Option<&'static Point> {
 pub fn pass(name: &str) {
     let Some(point) = point(name) else { return };
     let pid = super::latch::my_pid() as i32;
-    let is_armed = || matches!(point.armed.load(Ordering::SeqCst), 0) || point.armed.load(Ordering::SeqCst) == pid;
+    let is_armed =
+        || matches!(point.armed.load(Ordering::SeqCst), 0) || point.armed.load(Ordering::SeqCst) == pid;
     if !is_armed() {
         return;
     }

@@ -184,8 +184,8 @@ pub fn has_extension(name: &std::ffi::CStr) -> bool {
 
 /// Ends this worker, whose work is done, without complaint.
 pub fn end() -> ! {
-    // SAFETY: outside any transaction; a worker that is not to be restarted may exit with 0.
     #[allow(unreachable_code)] // only some versions' bindings know that it does not return
+    // SAFETY: outside any transaction; a worker that is not to be restarted may exit with 0.
     unsafe {
         pg_sys::proc_exit(0);
         unreachable!("proc_exit returned")

@@ -222,9 +222,8 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
     // Helpers are named by oid: else a queue "a_pkey" and the key of a queue "a" would collide. A restored queue's
     // helpers carry the oids of another database, so a name may be taken all the same.
     let free = |schema: &std::ffi::CStr, base: &str, oid: u32| {
-        let is_free = |name: &String| {
-            user::schema(schema).is_some_and(|schema| user::relation(schema, name).is_none())
-        };
+        let is_free =
+            |name: &String| user::schema(schema).is_some_and(|schema| user::relation(schema, name).is_none());
         let name = format!("{base}_{oid}");
         (1..=1_000).map(|i| format!("{name}_{i}")).find(is_free).filter(|_| !is_free(&name)).unwrap_or(name)
     };
@@ -261,8 +260,7 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
 pub fn table_renamed(relation: u32) {
     let Some((archive, _)) = resolve::read_settings(relation) else { return };
     let (Some(name), Some(was)) = (user::relation_name(relation), user::relation_name(archive)) else { return };
-    let is_taken =
-        user::schema(c"queue_archive").is_none_or(|schema| user::relation(schema, &name).is_some());
+    let is_taken = user::schema(c"queue_archive").is_none_or(|schema| user::relation(schema, &name).is_some());
     if name != was && !is_taken {
         user::acting_as_extension(|| {
             run_ddl(&format!("ALTER TABLE queue_archive.{} RENAME TO {}", quoted(&was), quoted(&name)));
@@ -597,15 +595,15 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
             row[7],
             row[8],
             row[9],
-            zero,                                                      // message_ttl
-            zero,                                                      // archive_retention
-            Value::of(0i64),                                           // max_length
-            Value::of("reject"),                                       // overflow
-            Value::of_interval_us(5 * 60 * settings::SECOND_US),       // dedup_window
-            zero,                                                      // priority_ageing
-            Value::of(false),                                          // group_fairness
+            zero,                                                // message_ttl
+            zero,                                                // archive_retention
+            Value::of(0i64),                                     // max_length
+            Value::of("reject"),                                 // overflow
+            Value::of_interval_us(5 * 60 * settings::SECOND_US), // dedup_window
+            zero,                                                // priority_ageing
+            Value::of(false),                                    // group_fairness
             row[10],
-            Value::of(false),                                          // durable_leases
+            Value::of(false), // durable_leases
             row[11],
             row[12],
             Value::of(channel(&name)),

@@ -46,7 +46,12 @@ pub fn array(args: &Args, position: usize, name: &'static str) -> Result<Vec<Val
 }
 
 /// An optional array that must be as long as the one it goes with.
-pub fn array_beside(args: &Args, position: usize, name: &'static str, len: usize) -> Result<Option<Vec<Value>>> {
+pub fn array_beside(
+    args: &Args,
+    position: usize,
+    name: &'static str,
+    len: usize,
+) -> Result<Option<Vec<Value>>> {
     if args.value(position).is_null() {
         return Ok(None);
     }
@@ -69,9 +74,7 @@ pub fn ids(args: &Args, ids_at: usize, leases_at: usize) -> Result<Vec<(i64, Opt
     for (i, id) in ids.iter().enumerate() {
         let id = id.i64().ok_or(Error::Null { argument: "msg_ids", hint: None })?;
         let lease = match &leases {
-            Some(leases) => {
-                Some(leases[i].i64().ok_or(Error::Null { argument: "lease_ids", hint: None })?)
-            }
+            Some(leases) => Some(leases[i].i64().ok_or(Error::Null { argument: "lease_ids", hint: None })?),
             None => None,
         };
         if seen.insert(id) {
@@ -83,7 +86,11 @@ pub fn ids(args: &Args, ids_at: usize, leases_at: usize) -> Result<Vec<(i64, Opt
 
 /// A whole number within a range; null means its default.
 pub fn number(
-    args: &Args, position: usize, name: &'static str, default: i64, range: RangeInclusive<i64>,
+    args: &Args,
+    position: usize,
+    name: &'static str,
+    default: i64,
+    range: RangeInclusive<i64>,
 ) -> Result<i64> {
     let value = args.value(position).i64().unwrap_or(default);
     if range.contains(&value) {
@@ -112,7 +119,11 @@ pub fn duration(value: Value, name: &'static str, range: RangeInclusive<i64>) ->
     match total {
         Some(us) if months == 0 && range.contains(&us) => Ok(Some(us)),
         _ => {
-            let shown = if months != 0 { "an interval with months".to_owned() } else { describe(total.unwrap_or(i64::MAX)) };
+            let shown = if months != 0 {
+                "an interval with months".to_owned()
+            } else {
+                describe(total.unwrap_or(i64::MAX))
+            };
             Err(Error::argument(name, shown, allowed()))
         }
     }

@@ -28,9 +28,7 @@ pub enum Keep {
 }
 
 /// Deletes a row that was just found under `snapshot`; follows it if another transaction moved it.
-pub fn delete_row(
-    queue: &Queue, table: &Table, tid: Tid, msg_id: i64, snapshot: &Snapshot,
-) -> Result<Deleted> {
+pub fn delete_row(queue: &Queue, table: &Table, tid: Tid, msg_id: i64, snapshot: &Snapshot) -> Result<Deleted> {
     if !table.is_plain_for_delete() {
         let plan = queue.plan(For::Delete, || {
             spi::prepare(
@@ -89,9 +87,7 @@ fn fence_of(lease_id: Option<i64>, msg_id: i64, mine: &HashMap<i64, i64>) -> Fen
 
 /// Pins what may be pinned of these (at most [`CHUNK_MAX`]) messages. The journal takes them off again if the
 /// transaction fails.
-pub fn pin(
-    queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool,
-) -> Result<(QueueRef, Vec<Held>)> {
+pub fn pin(queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool) -> Result<(QueueRef, Vec<Held>)> {
     debug_assert!(ids.len() <= CHUNK_MAX);
     journal::reserve(2 * ids.len())?;
     let mine = journal::leases_of(queue.at());
@@ -125,14 +121,19 @@ pub fn pin(
     Ok((at, held))
 }
 
-/// Finishes messages; calls `done` with the id of each one that was, in the order of `ids`.
+/// Finishes messages; calls `done` with the id of each one that was, in the order of `ids`. `argument`: what the
+/// caller calls their leases.
 pub fn finish(
-    name: &str, ids: &[(i64, Option<i64>)], strict: bool, keep: Keep, done: &mut dyn FnMut(i64),
+    name: &str,
+    (argument, ids): (&'static str, &[(i64, Option<i64>)]),
+    strict: bool,
+    keep: Keep,
+    done: &mut dyn FnMut(i64),
 ) -> Result<()> {
     let queue = resolve::open(name, RowExclusiveLock)?;
     queue.check("finish messages of", &[Right::Delete], "DELETE on its table")?;
     for (_, lease_id) in ids {
-        queue.check_lease(*lease_id)?;
+        queue.check_lease(argument, *lease_id)?;
     }
     for chunk in ids.chunks(CHUNK_MAX) {
         let finished = finish_chunk(&queue, chunk, keep, false)?;
@@ -149,7 +150,10 @@ pub fn finish(
 }
 
 fn finish_chunk(
-    queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: bool,
+    queue: &Queue,
+    ids: &[(i64, Option<i64>)],
+    keep: Keep,
+    cancel: bool,
 ) -> Result<std::collections::HashSet<i64>> {
     let mut finished = std::collections::HashSet::with_capacity(ids.len());
     let mut others = Vec::with_capacity(ids.len());
@@ -209,7 +213,8 @@ fn finish_one(args: &Args, keep: Keep) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
     let msg_id = args::msg_id(args, 1)?;
     let mut was_finished = false;
-    finish(&name, &[(msg_id, args::lease_id(args, 2))], args::flag(args, 3, false), keep, &mut |_| {
+    let ids = [(msg_id, args::lease_id(args, 2))];
+    finish(&name, ("lease_id", &ids), args::flag(args, 3, false), keep, &mut |_| {
         was_finished = true;
     })?;
     Ok(Value::of(was_finished))
@@ -218,7 +223,9 @@ fn finish_one(args: &Args, keep: Keep) -> Result<Value> {
 fn finish_batch(args: &Args, rows: &mut Rows, keep: Keep) -> Result<()> {
     let name = args::text(args, 0, "queue")?;
     let ids = args::ids(args, 1, 2)?;
-    finish(&name, &ids, args::flag(args, 3, false), keep, &mut |msg_id| rows.emit([Value::of(msg_id)]))
+    finish(&name, ("lease_ids", &ids), args::flag(args, 3, false), keep, &mut |msg_id| {
+        rows.emit([Value::of(msg_id)])
+    })
 }
 
 /// `queue_delete`.

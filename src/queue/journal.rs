@@ -188,7 +188,8 @@ pub fn sent(relation: u32, row: Row) -> Result<()> {
             return Ok(());
         }
         // Too many to remember: the lowest id is enough, since a mark there has them all loaded.
-        if let Some(Entry { sub: last_sub, op: Op::MarkFrom { relation: last, msg_id } }) = j.entries.last_mut() {
+        if let Some(Entry { sub: last_sub, op: Op::MarkFrom { relation: last, msg_id } }) = j.entries.last_mut()
+        {
             if *last == relation && *last_sub == sub {
                 *msg_id = row.msg_id.min(*msg_id);
                 return Ok(());
@@ -231,7 +232,11 @@ pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
         Ok(was == row.msg_id)
     })?;
     // With another id it is another message.
-    if is_known { Ok(()) } else { sent(relation, row) }
+    if is_known {
+        Ok(())
+    } else {
+        sent(relation, row)
+    }
 }
 
 /// The table was truncated: of what this transaction sent so far nothing is left.
@@ -298,9 +303,10 @@ pub fn pinned_then(at: QueueRef, msg_id: i64, then: Then) {
 /// A pin was taken off again.
 pub fn unpinned(at: QueueRef, msg_id: i64) {
     JOURNAL.with_borrow_mut(|j| {
-        let found = j.entries.iter().rposition(
-            |e| matches!(e.op, Op::Pinned { at: of, msg_id: id, .. } if of == at && id == msg_id),
-        );
+        let found = j
+            .entries
+            .iter()
+            .rposition(|e| matches!(e.op, Op::Pinned { at: of, msg_id: id, .. } if of == at && id == msg_id));
         if let Some(index) = found {
             j.entries.remove(index);
         }
@@ -366,7 +372,12 @@ pub fn leases_of(at: QueueRef) -> HashMap<i64, i64> {
 
 /// Takes up to `most` own messages of a queue that may be delivered now. `lease_ids` gives each its fence.
 pub fn own_take(
-    relation: u32, most: usize, policy: Policy, until_us: i64, now: Now, mut lease_ids: impl FnMut() -> i64,
+    relation: u32,
+    most: usize,
+    policy: Policy,
+    until_us: i64,
+    now: Now,
+    mut lease_ids: impl FnMut() -> i64,
 ) -> Result<Vec<(Row, i64)>> {
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
@@ -722,4 +733,3 @@ fn prepared() {
         }
     });
 }
-

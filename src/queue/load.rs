@@ -5,10 +5,10 @@
 use crate::error::Result;
 use crate::pg::table::{Snapshot, Table};
 use crate::pg::{latch, shmem};
+use crate::queue::column;
 use crate::queue::journal;
 use crate::queue::resolve::Queue;
 use crate::queue::row_of;
-use crate::queue::column;
 use queue_dispatch::{LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_MARK};
 
 /// Rows per hold of the lock.

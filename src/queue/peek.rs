@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::pg::{clock, latch};
 use crate::pg::table::{AccessShareLock, Record, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::queue::resolve::{self, Queue};
+use crate::pg::{clock, latch};
 use crate::queue::overlay::{self, Local};
+use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, journal, row_of};
 use queue_dispatch::{Now, State, View};
 

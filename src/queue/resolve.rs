@@ -315,9 +315,8 @@ impl Queue {
     pub fn with<R>(&self, mut f: impl FnMut(&mut Arena, QueueRef, Now, &mut Effects) -> R) -> Result<R> {
         loop {
             let at = self.at.get();
-            let result = shmem::with_arena(|arena, now, fx| {
-                arena.is_current(at).then(|| f(arena, at, now, fx))
-            })?;
+            let result =
+                shmem::with_arena(|arena, now, fx| arena.is_current(at).then(|| f(arena, at, now, fx)))?;
             match result {
                 Some(result) => return Ok(result),
                 None => attach(self)?,
@@ -363,11 +362,13 @@ impl Queue {
     }
 
     /// Refuses a call without a lease where the queue wants one.
-    pub fn check_lease(&self, lease_id: Option<i64>) -> Result<()> {
+    pub fn check_lease(&self, argument: &'static str, lease_id: Option<i64>) -> Result<()> {
         if lease_id.is_none() && self.settings.require_lease {
             return Err(Error::Null {
-                argument: "lease_id",
-                hint: Some("This queue was created with require_lease: give the lease_id that queue_read returned."),
+                argument,
+                hint: Some(
+                    "This queue was created with require_lease: give the lease_id that queue_read returned.",
+                ),
             });
         }
         Ok(())

@@ -16,7 +16,12 @@ use queue_dispatch::{backoff_us, Fence, QueueRef, Row, CHUNK_MAX};
 
 /// Writes a failed or released delivery into the row: when it is due, how often it was delivered, why it failed.
 fn rewrite(
-    queue: &Queue, msg_id: i64, visible_at: Value, count: u32, error: Value, snapshot: &Snapshot,
+    queue: &Queue,
+    msg_id: i64,
+    visible_at: Value,
+    count: u32,
+    error: Value,
+    snapshot: &Snapshot,
 ) -> Option<Row> {
     let plan = queue.plan(For::Retry, || {
         spi::prepare(
@@ -113,7 +118,12 @@ fn error_text(args: &Args, position: usize) -> Option<String> {
 
 /// Deletes the message and moves it to where its queue's failures go; `lost` if it was gone already.
 fn bury(
-    queue: &Queue, mine: &Mine, table: &Table, record: &Record, snapshot: &Snapshot, reason: &str,
+    queue: &Queue,
+    mine: &Mine,
+    table: &Table,
+    record: &Record,
+    snapshot: &Snapshot,
+    reason: &str,
     error: Option<&str>,
 ) -> Result<&'static str> {
     let copied = dead_letter::copy(record, finish::deliveries(&mine.held, record));
@@ -139,14 +149,18 @@ pub fn queue_retry(args: &Args, rows: &mut Rows) -> Result<()> {
     let delay_us = args::duration(args.value(4), "delay", settings::DELAY_US)?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
     queue.check("retry messages of", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
-    queue.check_lease(lease_id)?;
+    queue.check_lease("lease_id", lease_id)?;
     let (outcome, visible_at) = retry(&queue, msg_id, lease_id, error.as_deref(), delay_us)?;
     rows.emit([Value::of(outcome), visible_at]);
     Ok(())
 }
 
 fn retry(
-    queue: &Queue, msg_id: i64, lease_id: Option<i64>, error: Option<&str>, delay_us: Option<i64>,
+    queue: &Queue,
+    msg_id: i64,
+    lease_id: Option<i64>,
+    error: Option<&str>,
+    delay_us: Option<i64>,
 ) -> Result<(&'static str, Value)> {
     const LOST: (&str, Value) = ("lost", Value::NULL);
     let Some(mine) = hold(queue, msg_id, lease_id)? else { return Ok(LOST) };
@@ -188,7 +202,7 @@ pub fn queue_reject(args: &Args) -> Result<Value> {
     let error = error_text(args, 3);
     let queue = resolve::open(&name, RowExclusiveLock)?;
     queue.check("reject messages of", &[Right::Select, Right::Delete], "SELECT and DELETE on its table")?;
-    queue.check_lease(lease_id)?;
+    queue.check_lease("lease_id", lease_id)?;
     let Some(mine) = hold(&queue, msg_id, lease_id)? else { return Ok(Value::of("lost")) };
     let snapshot = Snapshot::latest();
     let Some(table) = Table::open(queue.relation, None) else { return Ok(Value::of("lost")) };
@@ -210,7 +224,7 @@ pub fn queue_release(args: &Args, rows: &mut Rows) -> Result<()> {
     let queue = resolve::open(&name, lock)?;
     queue.check("release messages of", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
     for (_, lease_id) in &ids {
-        queue.check_lease(*lease_id)?;
+        queue.check_lease("lease_ids", *lease_id)?;
     }
     for (msg_id, lease_id) in ids {
         if release(&queue, msg_id, lease_id, delay_us)? {
@@ -250,7 +264,10 @@ fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i
 
 /// Lets a lease end `timeout_us` from now; returns that time (wall clock), or `None` if it is lost.
 fn extend(
-    queue: &Queue, ids: &[(i64, Option<i64>)], timeout_us: i64, mut done: impl FnMut(i64, i64),
+    queue: &Queue,
+    ids: &[(i64, Option<i64>)],
+    timeout_us: i64,
+    mut done: impl FnMut(i64, i64),
 ) -> Result<()> {
     let mine = journal::leases_of(queue.at());
     for (msg_id, lease_id) in ids {
@@ -281,13 +298,18 @@ fn extend(
     Ok(())
 }
 
-fn open_to_extend(args: &Args, ids: &[(i64, Option<i64>)], timeout: Value) -> Result<(std::rc::Rc<Queue>, i64)> {
+fn open_to_extend(
+    args: &Args,
+    ids: &[(i64, Option<i64>)],
+    argument: &'static str,
+    timeout: Value,
+) -> Result<(std::rc::Rc<Queue>, i64)> {
     let name = args::text(args, 0, "queue")?;
     let timeout_us = args::duration(timeout, "visibility_timeout", settings::LEASE_US)?;
     let queue = resolve::open(&name, AccessShareLock)?;
     queue.check("extend leases of", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
     for (_, lease_id) in ids {
-        queue.check_lease(*lease_id)?;
+        queue.check_lease(argument, *lease_id)?;
     }
     let timeout_us = timeout_us.unwrap_or(queue.settings.visibility_timeout_us);
     Ok((queue, timeout_us))
@@ -296,7 +318,7 @@ fn open_to_extend(args: &Args, ids: &[(i64, Option<i64>)], timeout: Value) -> Re
 /// `queue_extend`: the time the lease ends, or null.
 pub fn queue_extend(args: &Args) -> Result<Value> {
     let ids = [(args::msg_id(args, 1)?, args::lease_id(args, 2))];
-    let (queue, timeout_us) = open_to_extend(args, &ids, args.value(3))?;
+    let (queue, timeout_us) = open_to_extend(args, &ids, "lease_id", args.value(3))?;
     let mut result = Value::NULL;
     extend(&queue, &ids, timeout_us, |_, ends_us| result = Value::of_time_us(ends_us))?;
     Ok(result)
@@ -305,7 +327,7 @@ pub fn queue_extend(args: &Args) -> Result<Value> {
 /// `queue_extend_batch`: the ids whose leases were extended.
 pub fn queue_extend_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     let ids = args::ids(args, 1, 2)?;
-    let (queue, timeout_us) = open_to_extend(args, &ids, args.value(3))?;
+    let (queue, timeout_us) = open_to_extend(args, &ids, "lease_ids", args.value(3))?;
     for chunk in ids.chunks(CHUNK_MAX) {
         extend(&queue, chunk, timeout_us, |msg_id, _| rows.emit([Value::of(msg_id)]))?;
         pgrx::check_for_interrupts!();
@@ -343,4 +365,3 @@ pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Tak
     snapshot.done();
     Ok(moved)
 }
-

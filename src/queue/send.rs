@@ -21,9 +21,7 @@ fn visible_at(delay: Value, deliver_at: Value) -> Result<Value> {
             message: "arguments \"delay\" and \"deliver_at\" exclude each other".into(),
             hint: Some("Give a duration or a time, not both.".into()),
         }),
-        (_, Some(i64::MIN | i64::MAX)) => {
-            Err(Error::argument("deliver_at", "infinity", "a finite time"))
-        }
+        (_, Some(i64::MIN | i64::MAX)) => Err(Error::argument("deliver_at", "infinity", "a finite time")),
         (_, Some(at)) => Ok(Value::of_time_us(at)),
         (None | Some(0), None) => Ok(Value::NULL),
         (Some(us), None) => Ok(Value::of_time_us(clock::now().wall_us.saturating_add(us))),
@@ -59,9 +57,8 @@ pub fn send(args: &Args) -> Result<Value> {
             &[pg_sys::TIMESTAMPTZOID.into(), pg_sys::JSONBOID.into(), pg_sys::JSONBOID.into()],
         )
     });
-    let (outcome, ids) = journal::sending(queue.relation, || {
-        plan.run(&[visible_at, args.value(2), message], None)
-    });
+    let (outcome, ids) =
+        journal::sending(queue.relation, || plan.run(&[visible_at, args.value(2), message], None));
     match ids.first() {
         Some(msg_id) => Ok(Value::of(*msg_id)),
         None if outcome.processed == 0 => Ok(Value::NULL),
@@ -70,7 +67,11 @@ pub fn send(args: &Args) -> Result<Value> {
 }
 
 fn send_rows(
-    queue: &Queue, visible_at: Vec<Value>, headers: Vec<Value>, messages: Vec<Value>, rows: &mut Rows,
+    queue: &Queue,
+    visible_at: Vec<Value>,
+    headers: Vec<Value>,
+    messages: Vec<Value>,
+    rows: &mut Rows,
 ) -> Result<()> {
     if messages.is_empty() {
         return Ok(());
@@ -84,11 +85,7 @@ fn send_rows(
                  AS input (v, h, m, n) ORDER BY n",
                 queue.table_name()
             ),
-            &[
-                pg_sys::TIMESTAMPTZARRAYOID.into(),
-                pg_sys::JSONBARRAYOID.into(),
-                pg_sys::JSONBARRAYOID.into(),
-            ],
+            &[pg_sys::TIMESTAMPTZARRAYOID.into(), pg_sys::JSONBARRAYOID.into(), pg_sys::JSONBARRAYOID.into()],
         )
     });
     let (outcome, ids) = journal::sending(queue.relation, || {

@@ -57,7 +57,11 @@ enum Mode {
 }
 
 fn checked_lock(mode: Mode) -> u32 {
-    if mode == Mode::Pop { RowExclusiveLock } else { AccessShareLock }
+    if mode == Mode::Pop {
+        RowExclusiveLock
+    } else {
+        AccessShareLock
+    }
 }
 
 fn open(name: &str, mode: Mode) -> Result<Rc<Queue>> {
@@ -77,7 +81,11 @@ fn open(name: &str, mode: Mode) -> Result<Rc<Queue>> {
 
 /// Takes up to `quantity` messages that are ready; what was sent by this transaction itself comes last.
 fn take_ready(
-    queue: &Queue, quantity: usize, lease_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
+    queue: &Queue,
+    quantity: usize,
+    lease_us: i64,
+    mode: Mode,
+    give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
     let mut given = 0;
     let owner = latch::my_proc();
@@ -111,7 +119,12 @@ fn take_ready(
 }
 
 fn fetch(
-    queue: &Queue, at: QueueRef, taken: &[Taken], expires_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
+    queue: &Queue,
+    at: QueueRef,
+    taken: &[Taken],
+    expires_us: i64,
+    mode: Mode,
+    give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
     let snapshot = Snapshot::latest();
     let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
@@ -136,7 +149,11 @@ fn fetch(
 
 /// A message's row: at its address, if that is still it, else by its id.
 pub fn find(
-    queue: &Queue, table: &Table, hint: queue_dispatch::Tid, msg_id: i64, snapshot: &Snapshot,
+    queue: &Queue,
+    table: &Table,
+    hint: queue_dispatch::Tid,
+    msg_id: i64,
+    snapshot: &Snapshot,
 ) -> Option<Record> {
     table
         .fetch(hint, snapshot)
@@ -158,7 +175,12 @@ fn settle(at: QueueRef, one: &Taken, row: Row) -> Result<Option<u32>> {
 }
 
 fn delete_leased(
-    queue: &Queue, at: QueueRef, one: &Taken, table: &Table, record: &Record, snapshot: &Snapshot,
+    queue: &Queue,
+    at: QueueRef,
+    one: &Taken,
+    table: &Table,
+    record: &Record,
+    snapshot: &Snapshot,
 ) -> Result<bool> {
     let me = latch::my_proc();
     let fence = Fence::Lease(one.lease_id);
@@ -176,7 +198,11 @@ fn delete_leased(
 
 /// Takes from what this transaction itself has sent.
 fn take_own(
-    queue: &Queue, quantity: usize, lease_us: i64, mode: Mode, give: &mut dyn FnMut(Delivery),
+    queue: &Queue,
+    quantity: usize,
+    lease_us: i64,
+    mode: Mode,
+    give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
     if !journal::has_own() {
         return Ok(0);
@@ -251,11 +277,8 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         }
         // Not enough is ready: what is under a mark, or due but not tracked, is brought in first. Only then is a
         // wake-up passed on that this call did not use: else the next one would load the same.
-        let next = if given == request.quantity {
-            Next::Empty
-        } else {
-            bring_in(&opened, start_us, &mut loads)?
-        };
+        let next =
+            if given == request.quantity { Next::Empty } else { bring_in(&opened, start_us, &mut loads)? };
         if is_registered {
             leave()?;
             is_registered = false;
@@ -417,7 +440,11 @@ pub fn queue_read_any(args: &Args, rows: &mut Rows) -> Result<()> {
         }
     }
     if queues.is_empty() || queues.len() > settings::QUEUES_MAX {
-        return Err(Error::argument("queues", format!("{} names", queues.len()), format!("1 to {}", settings::QUEUES_MAX)));
+        return Err(Error::argument(
+            "queues",
+            format!("{} names", queues.len()),
+            format!("1 to {}", settings::QUEUES_MAX),
+        ));
     }
     args::unbuilt(args.value(4).is_null(), "consumer")?;
     let request = Request {
@@ -455,13 +482,8 @@ pub fn queue_delete_and_read(args: &Args, rows: &mut Rows) -> Result<()> {
     args::unbuilt(args.value(6).is_null(), "consumer")?;
     let strict = args::flag(args, 5, false);
     let ids = args::ids(args, 1, 2)?;
-    super::finish::finish(&name, &ids, strict, super::finish::Keep::No, &mut |_| {})?;
-    let request = Request {
-        queues: std::slice::from_ref(&name),
-        quantity,
-        lease_us,
-        wait_us: 0,
-        mode: Mode::Lease,
-    };
+    super::finish::finish(&name, ("lease_ids", &ids), strict, super::finish::Keep::No, &mut |_| {})?;
+    let request =
+        Request { queues: std::slice::from_ref(&name), quantity, lease_us, wait_us: 0, mode: Mode::Lease };
     read(&request, &mut |_, delivery| rows.emit(delivery.values()))
 }

@@ -130,6 +130,7 @@ mod tests {
             "SELECT pg_describe_object(d.classid, d.objid, d.objsubid) FROM pg_depend d \
              JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass \
              WHERE d.deptype = 'e' AND e.extname = 'pg_queue' \
+             AND d.classid <> 'pg_type'::regclass \
              AND NOT EXISTS (SELECT FROM pg_description c WHERE c.classoid = d.classid AND c.objoid = d.objid \
                AND c.objsubid = 0 AND c.description <> '') \
              AND NOT (d.classid = 'pg_namespace'::regclass AND d.objid::regnamespace::text IN ('tests', 'queue_test')) \

@@ -392,10 +392,10 @@ mod tests {
             ("{\"message\": 1, \"delay\": 5}", "string"),
             ("{\"message\": 1, \"priority\": \"high\"}", "high"),
             ("{\"message\": 1, \"priority\": 1.5}", "1.5"),
-            ("1", "1"),
-            ("null", "null"),
-            ("\"message\"", "message"),
-            ("[1]", ""),
+            ("1", "not an object"),
+            ("null", "not an object"),
+            ("\"message\"", "not an object"),
+            ("[1]", "not an object"),
         ] {
             let failure = fails(&format!("SELECT queue_send_entries('q', '[{{\"message\": 0}}, {entry}]')"));
             failure.says("22023", "invalid entry 1 in argument \"entries\": ");

@@ -281,11 +281,8 @@ fn enable_triggers(database: u32, tick: &Tick) {
 /// id. Returns when to look again.
 fn prepared() -> i64 {
     let found = worker::transaction("looking after prepared transactions", || {
-        let outcome = spi::run(
-            "DELETE FROM queue_catalog.prepared RETURNING queue::pg_catalog.oid, msg_id",
-            &[],
-            &[],
-        );
+        let outcome =
+            spi::run("DELETE FROM queue_catalog.prepared RETURNING queue::pg_catalog.oid, msg_id", &[], &[]);
         for row in &outcome.rows {
             if let (Some(relation), Some(msg_id)) = (row[0].get::<pg_sys::Oid>(), row[1].i64()) {
                 let _ = journal::mark_from(relation.into(), msg_id);

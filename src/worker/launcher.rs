@@ -96,7 +96,9 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         entry.worker = worker::start(&name, "pg_queue worker", "pg_queue_database_main", oid);
         entry.started_us = now_us;
         if entry.worker.is_none() {
-            pgrx::log!("pg_queue: no worker process for database {oid} is to be had; raise max_worker_processes");
+            pgrx::log!(
+                "pg_queue: no worker process for database {oid} is to be had; raise max_worker_processes"
+            );
             back_off(entry, now_us);
             next_us = next_us.min(entry.next_us);
         }

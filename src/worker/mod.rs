@@ -47,10 +47,7 @@ pub fn look_again() {
 /// Whether somebody needs the database for himself right now.
 pub fn is_kept_away(database: u32) -> bool {
     shmem::with_server(|server, now| {
-        server
-            .requests
-            .iter()
-            .any(|r| r.database == database && r.keep_away && r.until_us > now.mono_us)
+        server.requests.iter().any(|r| r.database == database && r.keep_away && r.until_us > now.mono_us)
     })
     .unwrap_or(false)
 }

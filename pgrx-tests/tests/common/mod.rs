@@ -76,7 +76,11 @@ pub fn send_delayed(client: &mut Client, queue: &str, delay: &str) -> i64 {
 }
 
 pub fn try_read(
-    client: &mut Client, queue: &str, quantity: i64, timeout: Option<&str>, wait: &str,
+    client: &mut Client,
+    queue: &str,
+    quantity: i64,
+    timeout: Option<&str>,
+    wait: &str,
 ) -> Result<Vec<Delivery>, Error> {
     let rows = client.query(
         "SELECT msg_id, lease_id, delivery_count, message, last_error \
