@@ -175,20 +175,16 @@ fn database_without_a_worker_is_served_by_its_readers_until_it_gets_one() {
     let second = database_on(&cluster, &["q"]);
     let mut client = session(&second);
     cluster.wait_for_log(0, "max_worker_processes");
-    eprintln!("0 {:?}", std::time::SystemTime::now());
     assert_eq!(find_worker(&mut client, &second.name), None);
     let waiting = reader_asleep(&second, "q");
     let msg_id = send_delayed(&mut client, "q", "100 ms");
     let (mut reader, got) = joined(waiting);
-    eprintln!("D {:?}", std::time::SystemTime::now());
     assert_eq!(ids(&got), [msg_id], "what is due");
     assert!(extend(&mut reader, "q", &got[0], "50 ms").is_some());
     let again = read_awaited(&mut reader, "q");
     assert_eq!(again.count, 2, "leases that end");
     assert!(delete(&mut reader, "q", &again));
-    eprintln!("A {:?}", std::time::SystemTime::now());
     drop(first); // drops the database, which frees a place
-    eprintln!("B {:?}", std::time::SystemTime::now());
     worker_pid(&second);
 }
 

@@ -23,6 +23,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::{self, clock, latch, shmem, xact};
+use crate::queue::capture;
 use crate::queue::overlay::{Local, Overlay, State};
 use crate::settings;
 use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row};
@@ -85,29 +86,12 @@ struct Journal {
     overlay: Overlay,
 }
 
-/// What the trigger is to tell the statement that fires it.
-enum Captured {
-    /// The ids of the rows it inserts.
-    Sent(Vec<i64>),
-    /// The row it updates, as it is then.
-    Rewritten(Option<Row>),
-}
-
-/// A statement of ours that runs right now. Only rows of its own, at its own trigger depth, are its: a trigger of
-/// the owner's may send to the same queue in the midst of it.
-struct Capture {
-    relation: u32,
-    depth: i32,
-    captured: Captured,
-}
-
 pub use crate::queue::overlay::{Own, Then as OwnThen};
 
 thread_local! {
     static JOURNAL: RefCell<Journal> = RefCell::new(Journal::default());
     static LOADING: Cell<Option<QueueRef>> = const { Cell::new(None) };
     static WAITING: Cell<bool> = const { Cell::new(false) };
-    static CAPTURES: RefCell<Vec<Capture>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Journal {
@@ -142,43 +126,9 @@ fn record(op: Op) -> Result<()> {
 
 // ---- what the trigger sees ---------------------------------------------------------------------------------
 
-/// Tells the statement of ours that is running of a row of its own. True if it was.
-fn capture(relation: u32, tell: impl FnOnce(&mut Captured) -> bool) -> bool {
-    let is_running = CAPTURES.with_borrow(|c| c.last().is_some_and(|c| c.relation == relation));
-    if !is_running {
-        return false;
-    }
-    let depth = pg::call::trigger_depth();
-    CAPTURES.with_borrow_mut(|captures| {
-        captures.last_mut().filter(|c| c.depth + 1 == depth).is_some_and(|c| tell(&mut c.captured))
-    })
-}
-
-/// Runs a statement of ours on a queue's table and returns what the trigger saw of it. After an ERROR the
-/// callbacks of the (sub)transaction forget the capture.
-fn capturing<R>(relation: u32, captured: Captured, statement: impl FnOnce() -> R) -> (R, Captured) {
-    let depth = pg::call::trigger_depth();
-    let level = CAPTURES.with_borrow_mut(|captures| {
-        captures.push(Capture { relation, depth, captured });
-        captures.len()
-    });
-    let result = statement();
-    let captured = CAPTURES.with_borrow_mut(|captures| {
-        captures.truncate(level); // of what an inner one left when it failed
-        captures.pop().map_or(Captured::Rewritten(None), |capture| capture.captured)
-    });
-    (result, captured)
-}
-
 /// A row was inserted, by whatever statement.
 pub fn sent(relation: u32, row: Row) -> Result<()> {
-    capture(relation, |captured| match captured {
-        Captured::Sent(ids) => {
-            ids.push(row.msg_id);
-            true
-        }
-        Captured::Rewritten(_) => false,
-    });
+    capture::inserted(relation, row.msg_id);
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
         j.entries.try_reserve(1).and_then(|()| j.overlay.reserve()).map_err(|_| Error::Memory)?;
@@ -202,14 +152,7 @@ pub fn sent(relation: u32, row: Row) -> Result<()> {
 
 /// A row was updated, by whatever statement. `was`: its id before.
 pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
-    let is_ours = capture(relation, |captured| match captured {
-        Captured::Rewritten(seen) => {
-            *seen = Some(row);
-            true
-        }
-        Captured::Sent(_) => false,
-    });
-    if is_ours {
+    if capture::updated(relation, row) {
         return Ok(());
     }
     let sub = xact::sub_id();
@@ -254,22 +197,6 @@ pub fn emptied(relation: u32) -> Result<()> {
         j.push(Op::Emptied { relation }, sub);
         Ok(())
     })
-}
-
-/// Runs an INSERT into a queue's table and returns the ids of the rows it inserted, in order.
-pub fn sending<R>(relation: u32, statement: impl FnOnce() -> R) -> (R, Vec<i64>) {
-    match capturing(relation, Captured::Sent(Vec::new()), statement) {
-        (result, Captured::Sent(ids)) => (result, ids),
-        (result, Captured::Rewritten(_)) => (result, Vec::new()),
-    }
-}
-
-/// Runs an UPDATE of one pinned row and returns what the row is now, as the trigger saw it.
-pub fn rewriting<R>(relation: u32, statement: impl FnOnce() -> R) -> (R, Option<Row>) {
-    match capturing(relation, Captured::Rewritten(None), statement) {
-        (result, Captured::Rewritten(row)) => (result, row),
-        (result, Captured::Sent(_)) => (result, None),
-    }
 }
 
 // ---- what the verbs record ---------------------------------------------------------------------------------
@@ -476,7 +403,7 @@ pub fn install() {
 }
 
 fn committed() {
-    reset_captures();
+    capture::forget();
     let Ok(mut journal) = JOURNAL.with(|j| j.try_borrow_mut().map(|mut j| std::mem::take(&mut *j))) else {
         return;
     };
@@ -597,16 +524,8 @@ fn detach(database: u32, relation: u32) {
     ) {}
 }
 
-fn reset_captures() {
-    CAPTURES.with(|captures| {
-        if let Ok(mut captures) = captures.try_borrow_mut() {
-            captures.clear();
-        }
-    });
-}
-
 fn aborted() {
-    reset_captures();
+    capture::forget();
     crate::worker::database_unwanted();
     end_what_is_open();
     undo_from(0);
@@ -726,7 +645,7 @@ fn note_lowest(lowest: &mut Vec<(u32, i64)>, relation: u32, msg_id: i64) {
 }
 
 fn prepared() {
-    reset_captures();
+    capture::forget();
     JOURNAL.with(|j| {
         if let Ok(mut j) = j.try_borrow_mut() {
             j.forget();

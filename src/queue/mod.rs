@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod args;
+pub mod capture;
 pub mod dead_letter;
 pub mod finish;
 pub mod journal;

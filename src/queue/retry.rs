@@ -9,7 +9,7 @@ use crate::pg::{clock, spi};
 use crate::queue::finish::{self, Held};
 use crate::queue::journal::{self, Own, OwnThen, Then};
 use crate::queue::resolve::{self, For, Queue};
-use crate::queue::{args, dead_letter};
+use crate::queue::{args, capture, dead_letter};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::{backoff_us, Fence, QueueRef, Row, CHUNK_MAX};
@@ -39,7 +39,7 @@ fn rewrite(
         )
     });
     let count = count.min(i32::MAX as u32);
-    let (outcome, row) = journal::rewriting(queue.relation, || {
+    let (outcome, row) = capture::rewriting(queue.relation, || {
         plan.run(&[Value::of(msg_id), visible_at, Value::of(count as i32), error], Some(snapshot))
     });
     // Without the trigger the address is not known: the primary key will be asked.

@@ -6,7 +6,7 @@ use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{Fired, RowExclusiveLock, Table};
 use crate::pg::{clock, spi};
 use crate::queue::resolve::{self, For, Queue};
-use crate::queue::{args, journal, row_of};
+use crate::queue::{args, capture, journal, row_of};
 use crate::settings;
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -58,7 +58,7 @@ pub fn send(args: &Args) -> Result<Value> {
         )
     });
     let (outcome, ids) =
-        journal::sending(queue.relation, || plan.run(&[visible_at, args.value(2), message], None));
+        capture::sending(queue.relation, || plan.run(&[visible_at, args.value(2), message], None));
     match ids.first() {
         Some(msg_id) => Ok(Value::of(*msg_id)),
         None if outcome.processed == 0 => Ok(Value::NULL),
@@ -88,7 +88,7 @@ fn send_rows(
             &[pg_sys::TIMESTAMPTZARRAYOID.into(), pg_sys::JSONBARRAYOID.into(), pg_sys::JSONBARRAYOID.into()],
         )
     });
-    let (outcome, ids) = journal::sending(queue.relation, || {
+    let (outcome, ids) = capture::sending(queue.relation, || {
         plan.run(
             &[
                 Value::array(pg_sys::TIMESTAMPTZOID.into(), &visible_at),
