@@ -113,6 +113,7 @@ fn works(database: &Database) {
     assert_eq!(read_for(&mut client, "last", 1, "10 ms").len(), 1);
     let dead = read_awaited(&mut client, "q"); // moved by the worker
     assert!(delete(&mut client, "q", &dead));
+    client.batch_execute("SELECT queue_drop('last', force => true)").unwrap();
 }
 
 #[test]
@@ -226,6 +227,49 @@ fn terminated_worker_and_launcher_come_back() {
     let other = database_on(&cluster, &["q"]);
     works(&other);
     assert!(!cluster.log().contains("reinitializing"), "nothing crashed");
+}
+
+#[test]
+fn cancelled_worker_loses_no_lease_and_serves_on() {
+    let database = database_with(&["q", "held"]);
+    let (mut client, mut locker) = (session(&database), session(&database));
+    send(&mut client, "held", 1);
+    let held = read_for(&mut client, "held", 1, "1 h").remove(0);
+    let signal = |client: &mut Session, function: &str, pid: i32| {
+        client.execute(&format!("SELECT {function}($1)"), &[&pid]).unwrap();
+    };
+    let check = |client: &mut Session| {
+        works(&database);
+        assert!(extend(client, "held", &held, "1 h").is_some(), "the lease runs on");
+    };
+    let blocked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' \
+                   AND datname = current_database() AND wait_event_type = 'Lock'";
+    signal(&mut client, "pg_cancel_backend", worker_pid(&database)); // asleep
+    check(&mut client);
+    // Up to PostgreSQL 17 a worker looks at the first each time; from 18 on it has a cache of that, once it is
+    // started, and comes to the second. The second time it is a new worker that looks.
+    for is_new in [false, true] {
+        let worker = worker_pid(&database);
+        locker
+            .batch_execute(
+                "BEGIN; LOCK TABLE pg_catalog.pg_extension, queue_catalog.prepared IN ACCESS EXCLUSIVE MODE",
+            )
+            .unwrap();
+        if is_new {
+            signal(&mut client, "pg_terminate_backend", worker);
+        } else {
+            send_delayed(&mut client, "held", "1 h"); // wakes it
+        }
+        let standing: i32 = wait_until_some("the worker stands before the catalog", || {
+            client.query_opt(blocked, &[]).unwrap().map(|row| row.get(0)).filter(|pid| is_new == (*pid != worker))
+        });
+        signal(&mut client, "pg_cancel_backend", standing);
+        wait_until("the cancel has struck", || {
+            client.query_opt(blocked, &[]).unwrap().is_none_or(|row| row.get::<_, i32>(0) != standing)
+        });
+        locker.batch_execute("ROLLBACK").unwrap();
+        check(&mut client);
+    }
 }
 
 #[test]

@@ -301,6 +301,72 @@ fn restart_keeps_everything_but_leases() {
     assert!(read(&mut client, "empty", 1).is_empty(), "still paused");
 }
 
+#[test]
+fn settings_of_the_database_do_not_reach_the_worker() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    client.batch_execute("SELECT queue_create('q', max_deliveries => 1, dead_letter_queue => 'dead')").unwrap();
+    let worker = worker_pid(&database);
+    for setting in [
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = 'serializable'",
+        "search_path = nowhere",
+        "statement_timeout = '1 ms'",
+        "lock_timeout = '1 ms'",
+        "row_security = off",
+        "enable_indexscan = off",
+    ] {
+        client.batch_execute(&format!("ALTER DATABASE {} SET {setting}", database.name)).unwrap();
+    }
+    client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
+    wait_until("there is a new worker", || {
+        find_worker(&mut client, &database.name).is_some_and(|pid| pid != worker)
+    });
+    send(&mut client, "q", 7);
+    assert_eq!(read_for(&mut client, "q", 1, "10 ms").len(), 1);
+    assert_eq!(read_awaited(&mut client, "dead").message, 7, "the worker moves what is exhausted");
+    let gid = format!("{}-settings", database.name);
+    client.batch_execute("BEGIN").unwrap();
+    send(&mut client, "q", 8);
+    client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
+    client.batch_execute(&format!("COMMIT PREPARED '{gid}'")).unwrap();
+    assert_eq!(read_awaited(&mut client, "q").message, 8, "and finds what prepared transactions sent");
+}
+
+#[test]
+fn standby_looks_and_changes_nothing_and_serves_once_promoted() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let sent = send_many(&mut session(&database), "q", 3);
+    // A standby of nobody: it replays what is in pg_wal and waits for more.
+    cluster.stop(StopMode::Fast).unwrap();
+    let signal = cluster.data().join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    cluster.user.own(&signal).unwrap();
+    cluster.start().unwrap();
+    let mut client = session(&database);
+    assert!(client.query_one("SELECT pg_is_in_recovery()", &[]).unwrap().get::<_, bool>(0));
+    for sql in [
+        "SELECT queue_send('q', '1')",
+        "SELECT * FROM queue_read('q')",
+        "SELECT * FROM queue_read('q', wait => '1 s')",
+        "SELECT * FROM queue_pop('q')",
+        "SELECT queue_delete('q', 1)",
+        "SELECT queue_create('r')",
+    ] {
+        assert_eq!(code(client.batch_execute(sql)), "25006", "{sql}");
+    }
+    assert_eq!(client.query("SELECT * FROM queue_peek('q')", &[]).unwrap().len(), 3);
+    assert_eq!(client.query("SELECT * FROM queue_list()", &[]).unwrap().len(), 1);
+    assert_eq!(find_worker(&mut client, &database.name), None);
+    assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
+    assert_eq!(drain(&mut client, "q"), sent);
+    worker_pid(&database);
+    let waiting = reader_asleep(&database, "q");
+    let msg_id = send_delayed(&mut client, "q", "10 ms");
+    assert_eq!(ids(&joined(waiting).1), [msg_id]);
+}
+
 // ---- Dump and restore -----------------------------------------------------------------------------------------
 
 /// Runs one of the server's programs, with `input` on its standard input, and returns its output.

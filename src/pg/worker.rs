@@ -84,16 +84,33 @@ pub fn begin(database: u32) {
         } else {
             pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
         }
-        // Housekeeping never waits for a standby: that can hang a fast shutdown.
-        let (name, value) = (c"synchronous_commit", c"local");
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
-        );
+    }
+    for (name, value) in SETTINGS {
+        // SAFETY: both are null-terminated and copied; each version knows all of its names.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
     }
 }
+
+/// What a worker must not take over from a database's or the server's settings (the model is autovacuum's).
+/// Housekeeping never waits for a standby either: that can hang a fast shutdown.
+const SETTINGS: &[(&std::ffi::CStr, &std::ffi::CStr)] = &[
+    (c"synchronous_commit", c"local"),
+    (c"default_transaction_read_only", c"off"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"statement_timeout", c"0"),
+    (c"lock_timeout", c"0"),
+    (c"idle_in_transaction_session_timeout", c"0"),
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    (c"transaction_timeout", c"0"),
+    (c"search_path", c""),
+];
 
 /// Takes in a changed configuration, if there is one.
 pub fn reload_config() {

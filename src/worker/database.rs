@@ -31,9 +31,14 @@ const PREPARED_US: i64 = 1_000_000;
 /// The worker's main function; its argument is the database's oid.
 pub fn main(database: u32) {
     worker::begin(database);
-    if !serves_extension() {
-        tell_idle(database);
-        worker::end();
+    match serves_extension() {
+        Some(true) => {}
+        Some(false) => {
+            tell_idle(database);
+            worker::end();
+        }
+        // Not known: the launcher tries again after a while.
+        None => worker::end(),
     }
     worker::at_exit(|| {
         let (database, me) = (user::database(), latch::my_proc());
@@ -57,7 +62,8 @@ pub fn main(database: u32) {
         if super::is_kept_away(database) {
             worker::end();
         }
-        if !serves_extension() {
+        // If that cannot be told now, it is as it was.
+        if serves_extension() == Some(false) {
             super::forget_database(database);
             tell_idle(database);
             worker::end();
@@ -67,8 +73,9 @@ pub fn main(database: u32) {
     }
 }
 
-fn serves_extension() -> bool {
-    worker::transaction("looking for the extension", || worker::has_extension(c"pg_queue")).unwrap_or(false)
+/// `None`: it could not be looked up.
+fn serves_extension() -> Option<bool> {
+    worker::transaction("looking for the extension", || worker::has_extension(c"pg_queue"))
 }
 
 /// Tells the launcher that there is nothing to serve here.

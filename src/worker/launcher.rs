@@ -28,6 +28,8 @@ struct Known {
     backoff_us: i64,
     /// It was found to have nothing to serve.
     is_idle: bool,
+    /// There was no process for its worker.
+    is_refused: bool,
 }
 
 /// The launcher's main function.
@@ -59,8 +61,10 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
     let Some(databases) = worker::transaction("looking for databases", worker::databases) else {
         return 1_000;
     };
-    known.retain(|oid, _| databases.contains(oid));
     let now_us = clock::now().mono_us;
+    let has_ended = known.values().any(|k| k.worker.as_ref().is_some_and(worker::Started::has_ended))
+        || known.len() > databases.len();
+    known.retain(|oid, _| databases.contains(oid));
     let mut next_us = i64::MAX;
     for oid in databases {
         let entry = known.entry(oid).or_insert(Known {
@@ -69,6 +73,7 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
             next_us: 0,
             backoff_us: BACKOFF_US,
             is_idle: false,
+            is_refused: false,
         });
         if let Some(started) = &entry.worker {
             if !started.has_ended() {
@@ -79,6 +84,11 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         }
         if was_told {
             entry.is_idle = false;
+        }
+        if entry.is_refused && (was_told || has_ended) {
+            // A process may be free now.
+            entry.next_us = 0;
+            entry.backoff_us = BACKOFF_US;
         }
         if super::is_kept_away(oid) {
             // Whoever keeps it will tell; should he die, this does.
@@ -95,7 +105,8 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         let name = format!("pg_queue worker for database {oid}");
         entry.worker = worker::start(&name, "pg_queue worker", "pg_queue_database_main", oid);
         entry.started_us = now_us;
-        if entry.worker.is_none() {
+        entry.is_refused = entry.worker.is_none();
+        if entry.is_refused {
             pgrx::log!(
                 "pg_queue: no worker process for database {oid} is to be had; raise max_worker_processes"
             );

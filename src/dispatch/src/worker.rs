@@ -100,14 +100,26 @@ impl Arena<'_> {
         self.worker_wanted_at(q, 0, fx);
     }
 
-    /// Has the worker look at `at_us`, if it would sleep longer.
+    /// Has the worker look at `at_us`, if it would sleep longer. Where there is no worker, one who waits is woken
+    /// if that is earlier than all he knew of when he went to sleep: he looks, and sleeps until then.
     pub(crate) fn worker_wanted_at(&mut self, q: u32, at_us: i64, fx: &mut Effects) {
-        let Some(db) = self.dbs.get_mut(self.queues[q as usize].db as usize) else { return };
-        if at_us < db.wake_at_us {
-            db.wake_at_us = at_us;
-            if db.proc != NIL {
-                fx.wake_worker(db.proc);
+        let db = self.dbs.get_mut(self.queues[q as usize].db as usize);
+        let has_worker = db.as_ref().is_some_and(|db| db.proc != NIL);
+        if let Some(db) = db {
+            if at_us < db.wake_at_us {
+                db.wake_at_us = at_us;
+                if has_worker {
+                    fx.wake_worker(db.proc);
+                }
             }
+        }
+        let queue = &self.queues[q as usize];
+        if has_worker || queue.waiter_first == NIL || queue.woken_len > 0 || at_us == 0 {
+            return;
+        }
+        let first = tree::first(self.slots, queue.timed);
+        if first == NIL || at_us <= self.slots[first as usize].deadline_us {
+            self.announce(q, fx);
         }
     }
 
