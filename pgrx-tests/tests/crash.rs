@@ -261,7 +261,11 @@ fn cancelled_worker_loses_no_lease_and_serves_on() {
             send_delayed(&mut client, "held", "1 h"); // wakes it
         }
         let standing: i32 = wait_until_some("the worker stands before the catalog", || {
-            client.query_opt(blocked, &[]).unwrap().map(|row| row.get(0)).filter(|pid| is_new == (*pid != worker))
+            client
+                .query_opt(blocked, &[])
+                .unwrap()
+                .map(|row| row.get(0))
+                .filter(|pid| is_new == (*pid != worker))
         });
         signal(&mut client, "pg_cancel_backend", standing);
         wait_until("the cancel has struck", || {

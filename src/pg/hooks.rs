@@ -115,6 +115,7 @@ enum Concern {
     Database(u32, bool),
     /// From this template, 0 if none is named.
     DatabaseCreated(u32),
+    Altered(u32),
     Renamed(u32),
     PreparedCommitted,
 }
@@ -126,6 +127,27 @@ fn database_named(name: *const std::ffi::c_char) -> u32 {
             return 0;
         }
         pg_sys::get_database_oid(name, true).into()
+    }
+}
+
+/// Which table a statement means, 0 for none: only to know, the statement itself looks it up again and locks it.
+///
+/// # Safety
+/// `name` is a parse tree's, or null.
+unsafe fn table_named(name: *mut pg_sys::RangeVar) -> u32 {
+    if name.is_null() {
+        return 0;
+    }
+    // SAFETY: a look-up without a lock; missing_ok.
+    unsafe {
+        pg_sys::RangeVarGetRelidExtended(
+            name,
+            pg_sys::NoLock as _,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            std::ptr::null_mut(),
+        )
+        .into()
     }
 }
 
@@ -153,22 +175,20 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
                 } else if (*rename).renameType == pg_sys::ObjectType::OBJECT_TABLE
                     && !(*rename).relation.is_null()
                 {
-                    // Only to know which it is: the statement itself looks it up again and locks it.
-                    let table = pg_sys::RangeVarGetRelidExtended(
-                        (*rename).relation,
-                        pg_sys::NoLock as _,
-                        pg_sys::RVROption::RVR_MISSING_OK,
-                        None,
-                        std::ptr::null_mut(),
-                    );
-                    if table == pg_sys::InvalidOid {
-                        Concern::None
-                    } else {
-                        Concern::Renamed(table.into())
+                    match table_named((*rename).relation) {
+                        0 => Concern::None,
+                        table => Concern::Renamed(table),
                     }
                 } else {
                     Concern::None
                 }
+            }
+            // The access hook is not called for all of it in every version: not for triggers in 15.
+            pg_sys::NodeTag::T_AlterTableStmt => {
+                Concern::Altered(table_named((*statement.cast::<pg_sys::AlterTableStmt>()).relation))
+            }
+            pg_sys::NodeTag::T_CreateTrigStmt => {
+                Concern::Altered(table_named((*statement.cast::<pg_sys::CreateTrigStmt>()).relation))
             }
             pg_sys::NodeTag::T_CreatedbStmt => {
                 let create: *mut pg_sys::CreatedbStmt = statement.cast();
@@ -244,6 +264,7 @@ unsafe extern "C-unwind" fn after_utility(concern: Concern) {
             }
             (hooks.extensions_changed)();
         }
+        Concern::Altered(table) if table != 0 => (hooks.table_altered)(table),
         Concern::Renamed(table) => (hooks.table_renamed)(table),
         Concern::PreparedCommitted => (hooks.prepared_committed)(),
         _ => {}
