@@ -258,7 +258,7 @@ fn cancelled_worker_loses_no_lease_and_serves_on() {
         if is_new {
             signal(&mut client, "pg_terminate_backend", worker);
         } else {
-            send_delayed(&mut client, "held", "1 h"); // wakes it
+            send_delayed(&mut client, "held", "100 ms"); // wakes it
         }
         let standing: i32 = wait_until_some("the worker stands before the catalog", || {
             client
@@ -267,10 +267,9 @@ fn cancelled_worker_loses_no_lease_and_serves_on() {
                 .map(|row| row.get(0))
                 .filter(|pid| is_new == (*pid != worker))
         });
+        let logged = database.cluster.log().len();
         signal(&mut client, "pg_cancel_backend", standing);
-        wait_until("the cancel has struck", || {
-            client.query_opt(blocked, &[]).unwrap().is_none_or(|row| row.get::<_, i32>(0) != standing)
-        });
+        database.cluster.wait_for_log(logged, "failed: canceling statement due to user request");
         locker.batch_execute("ROLLBACK").unwrap();
         check(&mut client);
     }

@@ -13,14 +13,16 @@ use queue_tests::{wait_until, Cluster, ClusterOptions, Database, Session, StopMo
 
 // ---- Installing ---------------------------------------------------------------------------------------------
 
-/// A connection whose notices are kept, as (severity, SQLSTATE, message).
-fn listening(database: &Database) -> (Client, Arc<Mutex<Vec<(String, String, String)>>>) {
-    let notices = Arc::new(Mutex::new(Vec::new()));
+/// What the server said beside its answers: severity and message.
+type Notices = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A connection whose notices are kept.
+fn listening(database: &Database) -> (Client, Notices) {
+    let notices = Notices::default();
     let kept = notices.clone();
     let mut config = database.cluster.config(&database.name);
     config.notice_callback(move |notice| {
-        let said = (notice.severity().to_owned(), notice.code().code().to_owned(), notice.message().to_owned());
-        kept.lock().unwrap().push(said);
+        kept.lock().unwrap().push((notice.severity().to_owned(), notice.message().to_owned()));
     });
     (config.connect(NoTls).unwrap(), notices)
 }
@@ -38,7 +40,7 @@ fn create_extension_without_preload_warns_and_the_functions_say_why() {
     client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
     let said = notices.lock().unwrap().clone();
     assert!(
-        said.iter().any(|(severity, _, message)| severity == "WARNING" && message.contains("pg_queue")),
+        said.iter().any(|(severity, message)| severity == "WARNING" && message.contains("pg_queue")),
         "a warning: {said:?}"
     );
     for sql in [
@@ -152,6 +154,20 @@ fn new_database_gets_a_worker_and_a_bare_one_has_none() {
     worker_pid(&bare);
     client.batch_execute("BEGIN; DROP EXTENSION pg_queue; ROLLBACK").unwrap();
     worker_pid(&bare);
+}
+
+#[test]
+fn every_new_database_gets_its_worker() {
+    // The extension comes while the probe that CREATE DATABASE started is under way, at ever other moments.
+    for n in 0..25 {
+        let database = queue_tests::shared_cluster().create_bare_database().unwrap();
+        let mut client = session(&database);
+        for _ in 0..n {
+            client.batch_execute("SELECT 1 FROM generate_series(1, 1000)").unwrap();
+        }
+        client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
+        worker_pid(&database);
+    }
 }
 
 #[test]
