@@ -159,7 +159,7 @@ fn new_database_gets_a_worker_and_a_bare_one_has_none() {
 #[test]
 fn every_new_database_gets_its_worker() {
     // The extension comes while the probe that CREATE DATABASE started is under way, at ever other moments.
-    for n in 0..25 {
+    for n in 0..10 {
         let database = queue_tests::shared_cluster().create_bare_database().unwrap();
         let mut client = session(&database);
         for _ in 0..n {

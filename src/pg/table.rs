@@ -130,14 +130,14 @@ impl Table {
         }
     }
 
-    /// Its primary key's index, if it has a valid one.
-    pub fn primary_key(&self) -> Option<u32> {
+    /// Its primary key's index, if that is on the one column given.
+    pub fn primary_key(&self, column: i16) -> Option<u32> {
         // SAFETY: RelationGetIndexList fills rd_pkindex (relcache.c).
         let index = unsafe {
             pg_sys::list_free(pg_sys::RelationGetIndexList(self.relation));
             (*self.relation).rd_pkindex
         };
-        (index != pg_sys::InvalidOid).then(|| index.into())
+        (index != pg_sys::InvalidOid && is_index_on(index, column, pg_sys::INT8OID)).then(|| index.into())
     }
 
     /// Whether deleting by address goes past nothing: no trigger on DELETE.
@@ -329,27 +329,60 @@ impl<'t> Walk<'t> {
     }
 }
 
-/// A valid index on just one column, given by number, of a table: for the index on `visible_at`.
-pub fn index_on(table: &Table, column: i16) -> Option<u32> {
-    // SAFETY: the list and each opened index belong to the open table.
+/// A valid btree on just one column, given by number and type, ascending, that holds every row where it is not
+/// null: for the index on `visible_at`.
+pub fn index_on(table: &Table, column: i16, kind: pg_sys::Oid) -> Option<u32> {
+    // SAFETY: the list belongs to the caller, and holds oids.
     unsafe {
         let list = pg_sys::RelationGetIndexList(table.relation);
-        let mut found = None;
-        for i in 0..pg_sys::list_length(list) {
-            let oid = pg_sys::list_nth_oid(list, i);
-            let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as _);
-            let form = (*index).rd_index;
-            if (*form).indisvalid && (*form).indnkeyatts == 1 && (*form).indkey.values.as_slice(1)[0] == column
-            {
-                found = Some(oid.into());
-            }
-            pg_sys::index_close(index, pg_sys::AccessShareLock as _);
-            if found.is_some() {
-                break;
-            }
-        }
+        let found = (0..pg_sys::list_length(list))
+            .map(|i| pg_sys::list_nth_oid(list, i))
+            .find(|oid| is_index_on(*oid, column, kind));
         pg_sys::list_free(list);
-        found
+        found.map(Into::into)
+    }
+}
+
+fn is_index_on(index: pg_sys::Oid, column: i16, kind: pg_sys::Oid) -> bool {
+    // SAFETY: the index is opened and locked here; its pg_index row and the arrays of its key columns belong to the
+    // relcache entry, and a btree has at least one key column.
+    unsafe {
+        let index = pg_sys::index_open(index, pg_sys::AccessShareLock as _);
+        let form = (*index).rd_index;
+        let is_right = (*form).indisvalid
+            && (*(*index).rd_rel).relam == pg_sys::Oid::from(pg_sys::BTREE_AM_OID)
+            && (*form).indnkeyatts == 1
+            && (*form).indkey.values.as_slice(1)[0] == column
+            && *(*index).rd_opcintype == kind
+            && *(*index).rd_indoption == 0
+            && is_unfiltered(index, column);
+        pg_sys::index_close(index, pg_sys::AccessShareLock as _);
+        is_right
+    }
+}
+
+/// Whether the index has no condition but that the column is not null.
+///
+/// # Safety
+/// `index` is open.
+unsafe fn is_unfiltered(index: pg_sys::Relation, column: i16) -> bool {
+    // SAFETY: the predicate is a list of expression nodes, whose tags say what they are.
+    unsafe {
+        let predicate = pg_sys::RelationGetIndexPredicate(index);
+        match pg_sys::list_length(predicate) {
+            0 => true,
+            1 => {
+                let test: *mut pg_sys::NullTest = pg_sys::list_nth(predicate, 0).cast();
+                if (*test).xpr.type_ != pg_sys::NodeTag::T_NullTest
+                    || (*test).nulltesttype != pg_sys::NullTestType::IS_NOT_NULL
+                {
+                    return false;
+                }
+                let variable: *mut pg_sys::Var = (*test).arg.cast();
+                (*variable).xpr.type_ == pg_sys::NodeTag::T_Var && (*variable).varattno == column
+            }
+            _ => false,
+        }
     }
 }
 

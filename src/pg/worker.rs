@@ -135,9 +135,9 @@ pub fn show(activity: &str) {
     unsafe { pg_sys::pgstat_report_activity(state, text.as_ptr()) };
 }
 
-/// Runs `f` in a transaction of its own, with a snapshot. An ERROR rolls it back, is written to the server's log
-/// and gives `None`; an interrupt (shutdown) goes on.
-pub fn transaction<R>(what: &str, f: impl FnOnce() -> R) -> Option<R> {
+/// Runs `f` in a transaction of its own, with a snapshot. An error of ours or an ERROR rolls it back, is written to
+/// the server's log and gives `None`; an interrupt (shutdown) goes on.
+pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Option<R> {
     show(what);
     // SAFETY: the usual frame of a worker's transaction (worker_spi.c); on an ERROR the transaction is aborted,
     // which releases everything it held.
@@ -146,7 +146,7 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> R) -> Option<R> {
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let body = std::panic::AssertUnwindSafe(|| {
-            let result = f();
+            let result = f().unwrap_or_else(|error| error.raise());
             pg_sys::PopActiveSnapshot();
             pg_sys::CommitTransactionCommand();
             Some(result)

@@ -321,7 +321,7 @@ fn check_owner(name: &str, relation: u32, action: &'static str) -> Result<()> {
 }
 
 /// Writes settings and has every backend and the dispatcher take them in at commit.
-fn store(relation: u32, s: &Settings) -> Result<()> {
+fn store(relation: u32, s: &Settings, before: &Settings) -> Result<()> {
     user::acting_as_extension(|| {
         spi::run(
             "UPDATE queue_catalog.queue SET visibility_timeout = $2, max_deliveries = $3, \
@@ -356,7 +356,7 @@ fn store(relation: u32, s: &Settings) -> Result<()> {
         );
     });
     hooks::invalidate_relation(relation);
-    journal::configured(relation, s.policy())
+    journal::configured(relation, s.policy(), before.policy())
 }
 
 /// A lock that lets messages flow and one alteration at a time.
@@ -367,12 +367,12 @@ pub fn queue_alter(args: &Args) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
     let (relation, _, before) = find(&name, ALTER_LOCK)?;
     check_owner(&name, relation, "alter")?;
-    let mut given = given(args, before)?;
+    let mut given = given(args, before.clone())?;
     if let Some(target) = &given.dead_letter_queue {
         let owner = user::owner(relation);
         given.settings.dead_letter_queue = dead_letter_target(&name, Some(relation), owner, target)?;
     }
-    store(relation, &given.settings)?;
+    store(relation, &given.settings, &before)?;
     Ok(Value::of(true))
 }
 
@@ -385,7 +385,7 @@ fn set_paused(args: &Args, paused: bool) -> Result<Value> {
     }
     let changes = before.paused != paused;
     if changes {
-        store(relation, &Settings { paused, ..before })?;
+        store(relation, &Settings { paused, ..before.clone() }, &before)?;
     }
     Ok(Value::of(changes))
 }

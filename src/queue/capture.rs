@@ -19,6 +19,8 @@ enum Captured {
 struct Capture {
     relation: u32,
     depth: i32,
+    /// The subtransaction it runs in.
+    sub: u32,
     captured: Captured,
 }
 
@@ -41,9 +43,9 @@ fn tell_of(relation: u32, tell: impl FnOnce(&mut Captured) -> bool) -> bool {
 /// Runs a statement of ours on a queue's table and returns what the trigger saw of it. After an ERROR the
 /// callbacks of the (sub)transaction forget the capture.
 fn capturing<R>(relation: u32, captured: Captured, statement: impl FnOnce() -> R) -> (R, Captured) {
-    let depth = pg::call::trigger_depth();
+    let (depth, sub) = (pg::call::trigger_depth(), pg::xact::sub_id());
     let level = CAPTURES.with_borrow_mut(|captures| {
-        captures.push(Capture { relation, depth, captured });
+        captures.push(Capture { relation, depth, sub, captured });
         captures.len()
     });
     let result = statement();
@@ -70,11 +72,12 @@ pub fn rewriting<R>(relation: u32, statement: impl FnOnce() -> R) -> (R, Option<
     }
 }
 
-/// No statement of ours is running any more: at the end of the transaction.
-pub fn forget() {
+/// Statements of subtransactions from `sub` up are not running any more: they failed with it. 0: none is, at the end
+/// of the transaction.
+pub fn forget(sub: u32) {
     CAPTURES.with(|captures| {
         if let Ok(mut captures) = captures.try_borrow_mut() {
-            captures.clear();
+            captures.retain(|capture| capture.sub < sub);
         }
     });
 }

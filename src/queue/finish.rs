@@ -186,11 +186,11 @@ fn finish_chunk(
         // A row that is not there: the pin stays until the end of the transaction. If this transaction itself
         // deleted the row and rolls back, the message is where it was.
         let Some(record) = find(queue, &table, tid, msg_id, &snapshot) else { continue };
-        let archived = (keep == Keep::Archive).then(|| dead_letter::copy(&record, count));
         match delete_row(queue, &table, record.tid(), msg_id, &snapshot)? {
             Deleted::Ok => {
-                if let Some(row) = archived {
-                    dead_letter::archive(queue, row, "archived")?;
+                // The record is the version that was deleted: another than was found, if somebody had moved it.
+                if keep == Keep::Archive {
+                    dead_letter::archive(queue, dead_letter::copy(&record, count), "archived")?;
                 }
                 finished.insert(msg_id);
             }

@@ -64,8 +64,9 @@ enum Op {
     MarkFrom { relation: u32, msg_id: i64 },
     /// The table was emptied.
     Emptied { relation: u32 },
-    /// The queue's settings were changed.
-    Configured { relation: u32, policy: Policy },
+    /// The queue's settings were changed. The old ones are kept: who attaches the queue in this transaction reads
+    /// the new ones before they are committed.
+    Configured { relation: u32, policy: Policy, before: Policy },
     /// The table was created: nobody must remember it if this is undone.
     Created { relation: u32 },
     /// The table was dropped.
@@ -240,6 +241,11 @@ pub fn unpinned(at: QueueRef, msg_id: i64) {
     });
 }
 
+/// The row of a message without a slot was rewritten by a verb.
+pub fn rewritten(relation: u32, row: Row) -> Result<()> {
+    record(Op::Updated { relation, row })
+}
+
 /// A message without a slot is being deleted.
 pub fn unslotted(relation: u32, msg_id: i64) -> Result<()> {
     record(Op::Unslotted { relation, msg_id })
@@ -256,8 +262,8 @@ pub fn mark_from(relation: u32, msg_id: i64) -> Result<()> {
 }
 
 /// The settings were changed.
-pub fn configured(relation: u32, policy: Policy) -> Result<()> {
-    record(Op::Configured { relation, policy })
+pub fn configured(relation: u32, policy: Policy, before: Policy) -> Result<()> {
+    record(Op::Configured { relation, policy, before })
 }
 
 /// The table was created.
@@ -403,7 +409,8 @@ pub fn install() {
 }
 
 fn committed() {
-    capture::forget();
+    end_what_is_open(); // nothing is, unless a verb of ours forgot
+    capture::forget(0);
     let Ok(mut journal) = JOURNAL.with(|j| j.try_borrow_mut().map(|mut j| std::mem::take(&mut *j))) else {
         return;
     };
@@ -453,7 +460,7 @@ fn publish(journal: &Journal) {
                             arena.queue_mark(at, msg_id, fx);
                         }
                     }
-                    Op::Configured { relation, policy } => {
+                    Op::Configured { relation, policy, .. } => {
                         if let Some(at) = arena.queue_find(database, relation) {
                             arena.queue_reconfigure(at, policy, fx);
                         }
@@ -506,7 +513,8 @@ fn empty(database: u32, relation: u32, journal: &Journal) {
         Ok(false)
     ) {}
     // Chunks already published may have held some of those.
-    let kept = journal.overlay.iter().any(|l| l.relation == relation && l.state != State::Gone);
+    let kept = journal.overlay.iter().any(|l| l.relation == relation && l.state != State::Gone)
+        || journal.entries.iter().any(|e| matches!(e.op, Op::MarkFrom { relation: of, .. } if of == relation));
     if kept {
         let _ = shmem::with_arena(|arena, _, fx| {
             if let Some(at) = arena.queue_find(database, relation) {
@@ -525,15 +533,14 @@ fn detach(database: u32, relation: u32) {
 }
 
 fn aborted() {
-    capture::forget();
+    capture::forget(0);
     crate::worker::database_unwanted();
     end_what_is_open();
     undo_from(0);
 }
 
 fn sub_aborted(id: u32) {
-    // Captures stay: the statement that runs may be one whose trigger caught an error. What an inner one left
-    // behind is cut off when the outer one ends.
+    capture::forget(id);
     end_what_is_open();
     undo_from(id);
 }
@@ -581,6 +588,11 @@ fn undo_shared(entries: &[Entry]) {
                 match *op {
                     Op::Leased { at, msg_id, lease_id } => arena.lease_return(at, msg_id, lease_id, now, fx),
                     Op::Pinned { at, msg_id, .. } => arena.pin_undo(at, msg_id, owner, now, fx),
+                    Op::Configured { relation, before, .. } => {
+                        if let Some(at) = arena.queue_find(database, relation) {
+                            arena.queue_reconfigure(at, before, fx);
+                        }
+                    }
                     Op::Unslotted { relation, msg_id } => {
                         if let Some(at) = arena.queue_find(database, relation) {
                             arena.queue_mark(at, msg_id, fx);
@@ -645,7 +657,7 @@ fn note_lowest(lowest: &mut Vec<(u32, i64)>, relation: u32, msg_id: i64) {
 }
 
 fn prepared() {
-    capture::forget();
+    capture::forget(0);
     JOURNAL.with(|j| {
         if let Ok(mut j) = j.try_borrow_mut() {
             j.forget();

@@ -196,8 +196,8 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
     let broken = |detail: &str| Error::Broken { queue: name.to_owned(), detail: detail.to_owned() };
     let Some(table) = Table::open(relation, None) else { return Ok(None) };
     let columns = table.columns();
-    let key = table.primary_key();
-    let due = table::index_on(&table, column::VISIBLE_AT as i16);
+    let key = table.primary_key(column::MSG_ID as i16);
+    let due = table::index_on(&table, column::VISIBLE_AT as i16, pg_sys::TIMESTAMPTZOID);
     let is_heap = table.is_heap();
     table.close(None, true);
     if !is_heap {
@@ -206,8 +206,8 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
     if !columns_are_ours(&columns) {
         return Err(broken("Its first nine columns are not those that queue_create made."));
     }
-    let key = key.ok_or_else(|| broken("It has no primary key yet."))?;
-    let due = due.ok_or_else(|| broken("It has no index on visible_at."))?;
+    let key = key.ok_or_else(|| broken("It has no primary key on msg_id (yet)."))?;
+    let due = due.ok_or_else(|| broken("It has no plain index on visible_at."))?;
     Ok(Some(Queue {
         name: name.to_owned(),
         relation,

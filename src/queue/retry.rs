@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
-use crate::pg::user::Right;
+use crate::pg::user::{self, Right};
 use crate::pg::{clock, spi};
 use crate::queue::finish::{self, Held};
 use crate::queue::journal::{self, Own, OwnThen, Then};
@@ -84,6 +84,8 @@ impl Mine {
     fn then_wait(&self, queue: &Queue, row: Row) -> Result<()> {
         if self.is_own {
             journal::own_set(queue.relation, row.msg_id, OwnThen::Wait(row))
+        } else if self.held.pinned.is_none() {
+            journal::rewritten(queue.relation, row)
         } else {
             journal::pinned_then(self.at, row.msg_id, Then::Refile(row));
             Ok(())
@@ -126,10 +128,11 @@ fn bury(
     reason: &str,
     error: Option<&str>,
 ) -> Result<&'static str> {
-    let copied = dead_letter::copy(record, finish::deliveries(&mine.held, record));
     match finish::delete_row(queue, table, record.tid(), mine.held.msg_id, snapshot)? {
         Deleted::Ok => {
             mine.then_gone(queue)?;
+            // The record is the version that was deleted: another than was found, if somebody had moved it.
+            let copied = dead_letter::copy(record, finish::deliveries(&mine.held, record));
             dead_letter::bury(queue, copied, reason, error)
         }
         Deleted::Kept => {
@@ -335,6 +338,24 @@ pub fn queue_extend_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
+/// Deletes a row with whatever triggers its owner put there, with the owner's rights and not the worker's; leaves
+/// it if another transaction is at it.
+fn delete_as_owner(queue: &Queue, msg_id: i64) -> Deleted {
+    let table = queue.table_name();
+    let statement = format!(
+        "DELETE FROM {table} WHERE msg_id OPERATOR(pg_catalog.=) (SELECT msg_id FROM {table} \
+         WHERE msg_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED)"
+    );
+    let outcome = user::acting_as(user::owner(queue.relation), || {
+        spi::run(&statement, &[pg_sys::INT8OID.into()], &[Value::of(msg_id)])
+    });
+    if outcome.processed == 1 {
+        Deleted::Ok
+    } else {
+        Deleted::Busy
+    }
+}
+
 /// For the worker: moves messages that had their last delivery, pinned by it, to where failures go. What
 /// another transaction is at is left for later. Returns how many were moved.
 pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Taken]) -> Result<usize> {
@@ -344,15 +365,14 @@ pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Tak
     for one in pinned {
         let found = super::take::find(queue, &table, one.tid, one.msg_id, &snapshot);
         let Some(record) = found else { continue };
-        let copied = dead_letter::copy(&record, one.count);
         let deleted = if table.is_plain_for_delete() {
             table.delete(record.tid(), &snapshot, false)
         } else {
-            finish::delete_row(queue, &table, record.tid(), one.msg_id, &snapshot)?
+            delete_as_owner(queue, one.msg_id)
         };
         match deleted {
             Deleted::Ok => {
-                dead_letter::bury(queue, copied, "max_deliveries", None)?;
+                dead_letter::bury(queue, dead_letter::copy(&record, one.count), "max_deliveries", None)?;
                 moved += 1;
             }
             Deleted::Gone => {}

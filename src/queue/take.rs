@@ -286,9 +286,12 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         if given > 0 && !matches!(next, Next::TakeAgain) {
             return Ok(());
         }
-        // From here on nothing needs the tables: a sleeper is in nobody's way.
-        for queue in &opened {
-            queue.unlock(checked_lock(request.mode));
+        // From here on nothing needs the tables: a sleeper is in nobody's way. Where messages were given (or, by
+        // queue_pop, deleted) the locks stay until the transaction ends, as after any statement.
+        if given == 0 {
+            for queue in &opened {
+                queue.unlock(checked_lock(request.mode));
+            }
         }
         let now = clock::now();
         let until_us = match next {

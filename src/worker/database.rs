@@ -75,7 +75,7 @@ pub fn main(database: u32) {
 
 /// `None`: it could not be looked up.
 fn serves_extension() -> Option<bool> {
-    worker::transaction("looking for the extension", || worker::has_extension(c"pg_queue"))
+    worker::transaction("looking for the extension", || Ok(worker::has_extension(c"pg_queue")))
 }
 
 /// Tells the launcher that there is nothing to serve here.
@@ -123,7 +123,7 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
     let later_us = || clock::now().mono_us + POSTPONE_US;
     let mut next_us = NEVER_US;
     if tick.load || tick.scan {
-        let done = worker::transaction("loading messages", || -> crate::Result<bool> {
+        let done = worker::transaction("loading messages", || {
             let queue = match open(database, tick, AccessShareLock)? {
                 Opened::Yes(queue) => queue,
                 Opened::Gone => return Ok(true),
@@ -137,10 +137,7 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
             }
             Ok(true)
         });
-        if let Some(Err(error)) = &done {
-            pgrx::log!("pg_queue worker: loading messages failed: {error:?}");
-        }
-        if !matches!(done, Some(Ok(true))) {
+        if done != Some(true) {
             next_us = later_us();
         }
     }
@@ -153,7 +150,7 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
             return next_us.min(*until_us);
         }
     }
-    let moved = worker::transaction("moving exhausted messages", || -> crate::Result<bool> {
+    let moved = worker::transaction("moving exhausted messages", || {
         let queue = match open(database, tick, RowExclusiveLock)? {
             Opened::Yes(queue) => queue,
             Opened::Gone => return Ok(true),
@@ -173,17 +170,12 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
     let now_us = clock::now().mono_us;
     let last_us = postponed.get(&tick.relation).map_or(0, |(_, pause_us)| *pause_us);
     let pause_us = match moved {
-        Some(Ok(true)) => {
+        Some(true) => {
             postponed.remove(&tick.relation);
             return now_us; // there may be more
         }
-        Some(Ok(false)) => POSTPONE_US,
-        failed => {
-            if let Some(Err(error)) = failed {
-                pgrx::log!("pg_queue worker: moving exhausted messages failed: {error:?}");
-            }
-            (last_us * 2).clamp(20 * POSTPONE_US, POSTPONE_MAX_US)
-        }
+        Some(false) => POSTPONE_US,
+        None => (last_us * 2).clamp(20 * POSTPONE_US, POSTPONE_MAX_US),
     };
     postponed.insert(tick.relation, (now_us + pause_us, pause_us));
     now_us + pause_us
@@ -229,7 +221,7 @@ fn raise_identity(database: u32, tick: &Tick) {
         (SELECT GREATEST((SELECT pg_catalog.max(msg_id) FROM ONLY {queue}), \
                          (SELECT pg_catalog.max(msg_id) FROM ONLY {archive}))) AS h (id) \
         WHERE h.id OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
-    let done = worker::transaction("looking after message ids", || -> crate::Result<()> {
+    worker::transaction("looking after message ids", || {
         let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
         let Some(archive) = user::relation_name(queue.archive) else { return Ok(()) };
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
@@ -253,15 +245,12 @@ fn raise_identity(database: u32, tick: &Tick) {
         }
         Ok(())
     });
-    if let Some(Err(error)) = done {
-        pgrx::log!("pg_queue worker: looking after message ids failed: {error:?}");
-    }
 }
 
 /// A restore with --disable-triggers leaves ours enabled like ordinary ones, which do not fire for logical
 /// replication: they are to fire always. Those that somebody has disabled stay so.
 fn enable_triggers(database: u32, tick: &Tick) {
-    let done = worker::transaction("looking after triggers", || -> crate::Result<()> {
+    worker::transaction("looking after triggers", || {
         let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
         let ours = spi::run(
             "SELECT tgname::pg_catalog.text FROM pg_catalog.pg_trigger WHERE tgrelid OPERATOR(pg_catalog.=) $1 \
@@ -279,9 +268,6 @@ fn enable_triggers(database: u32, tick: &Tick) {
         }
         Ok(())
     });
-    if let Some(Err(error)) = done {
-        pgrx::log!("pg_queue worker: looking after triggers failed: {error:?}");
-    }
 }
 
 /// What prepared transactions that have been committed meanwhile sent: their rows name the queue and the lowest
@@ -292,7 +278,7 @@ fn prepared() -> i64 {
             spi::run("DELETE FROM queue_catalog.prepared RETURNING queue::pg_catalog.oid, msg_id", &[], &[]);
         for row in &outcome.rows {
             if let (Some(relation), Some(msg_id)) = (row[0].get::<pg_sys::Oid>(), row[1].i64()) {
-                let _ = journal::mark_from(relation.into(), msg_id);
+                journal::mark_from(relation.into(), msg_id)?;
             }
         }
         let open = spi::look(
@@ -301,7 +287,7 @@ fn prepared() -> i64 {
             &[],
             &[],
         );
-        open.processed > 0
+        Ok(open.processed > 0)
     });
     match found {
         Some(false) => NEVER_US,

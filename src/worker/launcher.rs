@@ -30,6 +30,8 @@ struct Known {
     is_idle: bool,
     /// There was no process for its worker.
     is_refused: bool,
+    /// We were told to look while its worker was at it.
+    look_again: bool,
 }
 
 /// The launcher's main function.
@@ -58,7 +60,7 @@ pub fn main(_argument: u32) {
 /// One round. Returns how long nothing is to be done, -1 for ever.
 fn look(known: &mut HashMap<u32, Known>) -> i64 {
     let was_told = shmem::with_server(|server, _| std::mem::take(&mut server.probe_all)).unwrap_or(false);
-    let Some(databases) = worker::transaction("looking for databases", worker::databases) else {
+    let Some(databases) = worker::transaction("looking for databases", || Ok(worker::databases())) else {
         return 1_000;
     };
     let now_us = clock::now().mono_us;
@@ -74,9 +76,12 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
             backoff_us: BACKOFF_US,
             is_idle: false,
             is_refused: false,
+            look_again: false,
         });
         if let Some(started) = &entry.worker {
             if !started.has_ended() {
+                // It may have looked before what we are told of was there.
+                entry.look_again |= was_told;
                 continue;
             }
             entry.worker = None;
@@ -132,8 +137,9 @@ fn note_end(oid: u32, entry: &mut Known, now_us: i64) {
         let found = server.requests.iter_mut().find(|r| r.database == oid && !r.keep_away);
         found.map(|request| request.database = 0).is_some()
     });
+    let look_again = std::mem::take(&mut entry.look_again);
     if matches!(had_nothing, Ok(true)) {
-        entry.is_idle = true;
+        entry.is_idle = !look_again;
         entry.backoff_us = BACKOFF_US;
     } else if super::is_kept_away(oid) {
         entry.next_us = 0;

@@ -175,9 +175,10 @@ pub fn table_dropped(relation: u32) {
 }
 
 fn is_queue_table(relation: u32) -> bool {
-    // The second schema, too: somebody may have a schema "queue" of his own and not this extension.
+    // Somebody may have schemas of these names and not this extension: with it they are its own, since its script
+    // fails where they exist.
     shmem::is_available()
-        && user::schema(c"queue_catalog").is_some()
+        && worker::has_extension(c"pg_queue")
         && user::schema(c"queue").is_some_and(|schema| user::relation_schema(relation) == Some(schema))
 }
 
