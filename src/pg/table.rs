@@ -140,11 +140,14 @@ impl Table {
         (index != pg_sys::InvalidOid && is_index_on(index, column, pg_sys::INT8OID)).then(|| index.into())
     }
 
-    /// Whether deleting by address goes past nothing: no trigger on DELETE.
+    /// Whether deleting by address goes past nothing: no trigger on DELETE, no rule.
     pub fn is_plain_for_delete(&self) -> bool {
-        // SAFETY: trigdesc belongs to the open relation, null if there is none.
+        // SAFETY: trigdesc and rd_rules belong to the open relation, null if there are none.
         unsafe {
             let triggers = (*self.relation).trigdesc;
+            if !(*self.relation).rd_rules.is_null() {
+                return false;
+            }
             triggers.is_null()
                 || !((*triggers).trig_delete_before_row
                     || (*triggers).trig_delete_after_row
@@ -258,6 +261,17 @@ impl Record {
     pub fn tid(&self) -> Tid {
         // SAFETY: the slot holds a tuple of a table.
         tid_of(unsafe { &(*self.0).tts_tid })
+    }
+
+    /// Whether this version was written by this transaction.
+    pub fn is_from_here(&self) -> bool {
+        let mut is_null = false;
+        // SAFETY: the slot holds a tuple of a table, which has an xmin.
+        unsafe {
+            let xmin =
+                pg_sys::slot_getsysattr(self.0, pg_sys::MinTransactionIdAttributeNumber as _, &mut is_null);
+            pg_sys::TransactionIdIsCurrentTransactionId((xmin.value() as u32).into())
+        }
     }
 
     /// A column's value, from 1.

@@ -88,6 +88,31 @@ pub fn is_row_filtered(table: u32) -> bool {
     state == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
 }
 
+/// Does `f` with a search_path that the caller has no say in: what runs with another's rights must not find the
+/// caller's functions (Postgres does so for maintenance since 17).
+fn with_safe_path<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: the pair that functions with SET use (fmgr.c); after an ERROR the (sub)transaction's abort restores
+    // the setting.
+    let level = unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        pg_sys::set_config_option(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+        level
+    };
+    let result = f();
+    // SAFETY: as above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    result
+}
+
 /// Does `f` as another role, so that nothing of it outlives the call: as for a maintenance command (SET ROLE and
 /// temporary objects are refused). After an ERROR the abort restores the role.
 pub fn acting_as<R>(role: u32, f: impl FnOnce() -> R) -> R {
@@ -103,7 +128,7 @@ pub fn acting_as<R>(role: u32, f: impl FnOnce() -> R) -> R {
                 | pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
         );
     }
-    let result = f();
+    let result = with_safe_path(f);
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     result
@@ -121,7 +146,7 @@ pub fn acting_as_extension<R>(f: impl FnOnce() -> R) -> R {
             context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
         );
     }
-    let result = f();
+    let result = with_safe_path(f);
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     result
@@ -212,5 +237,20 @@ pub fn is_unlogged(relation: u32) -> bool {
     // SAFETY: a look-up in the system caches, in a transaction.
     unsafe {
         pg_sys::get_rel_persistence(relation.into()) == pg_sys::RELPERSISTENCE_UNLOGGED as std::ffi::c_char
+    }
+}
+
+/// Whether the current role may drop or rename a database, or copy it: its owner, or a superuser.
+pub fn owns_database(oid: u32) -> bool {
+    // SAFETY: look-ups in the system caches, in a transaction.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        {
+            pg_sys::pg_database_ownercheck(oid.into(), pg_sys::GetUserId())
+        }
+        #[cfg(not(feature = "pg15"))]
+        {
+            pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid.into(), pg_sys::GetUserId())
+        }
     }
 }

@@ -183,7 +183,8 @@ pub fn databases() -> Vec<u32> {
                 break;
             }
             let form = pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_database>(tuple);
-            if (*form).datallowconn && !(*form).datistemplate {
+            // -2: a DROP DATABASE that did not come to its end (DATCONNLIMIT_INVALID_DB).
+            if (*form).datallowconn && !(*form).datistemplate && (*form).datconnlimit != -2 {
                 found.push((*form).oid.into());
             }
         }

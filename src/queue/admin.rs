@@ -95,10 +95,14 @@ fn dead_letter_target(queue: &str, relation: Option<u32>, owner: u32, target: &s
     let unknown = || Error::QueueUnknown { queue: target.to_owned() };
     let table = resolve::find_table(target).ok_or_else(unknown)?;
     let mut next = Some(resolve::read_settings(table).ok_or_else(unknown)?.1);
-    // A chain is as long as there are queues; none is a circle yet, so it ends.
+    // A circle that two alterations at a time have made must not hold us.
+    let mut seen = std::collections::HashSet::from([table]);
     while let Some(Settings { dead_letter_queue: Some(after), .. }) = next {
         if Some(after) == relation {
             return Err(circle("Its dead letters would come back."));
+        }
+        if !seen.insert(after) {
+            break;
         }
         next = resolve::read_settings(after).map(|(_, settings)| settings);
     }
@@ -259,7 +263,9 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
 /// A table was renamed, and if it is a queue's, the queue with it: so is its archive, unless the name is taken.
 pub fn table_renamed(relation: u32) {
     let Some((archive, _)) = resolve::read_settings(relation) else { return };
-    let (Some(name), Some(was)) = (user::relation_name(relation), user::relation_name(archive)) else { return };
+    let (Some(name), Some(was)) = (user::relation_name(relation), resolve::archive_name(archive)) else {
+        return;
+    };
     let is_taken = user::schema(c"queue_archive").is_none_or(|schema| user::relation(schema, &name).is_some());
     if name != was && !is_taken {
         user::acting_as_extension(|| {
@@ -296,14 +302,18 @@ fn notice_differences(name: &str, args: &Args, is: &Settings, given: &Given, unl
     }
 }
 
-/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other.
-fn find(name: &str, mode: u32) -> Result<(u32, u32, Settings)> {
+/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other. Whether he
+/// may is asked before he waits for the lock, in which everybody else would have to stand behind him.
+fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<(u32, u32, Settings)> {
     if !shmem::is_available() {
         return Err(Error::NotPreloaded);
     }
     let unknown = || Error::QueueUnknown { queue: name.to_owned() };
     loop {
         let relation = resolve::find_table(name).ok_or_else(unknown)?;
+        if resolve::read_settings(relation).is_some() {
+            check(relation)?;
+        }
         table::lock(relation, mode);
         if resolve::find_table(name) == Some(relation) {
             let (archive, settings) = resolve::read_settings(relation).ok_or_else(unknown)?;
@@ -322,7 +332,7 @@ fn check_owner(name: &str, relation: u32, action: &'static str) -> Result<()> {
 
 /// Writes settings and has every backend and the dispatcher take them in at commit.
 fn store(relation: u32, s: &Settings, before: &Settings) -> Result<()> {
-    user::acting_as_extension(|| {
+    let outcome = user::acting_as_extension(|| {
         spi::run(
             "UPDATE queue_catalog.queue SET visibility_timeout = $2, max_deliveries = $3, \
              dead_letter_queue = $4::pg_catalog.regclass, retry_delay = $5, retry_backoff = $6, \
@@ -353,8 +363,12 @@ fn store(relation: u32, s: &Settings, before: &Settings) -> Result<()> {
                 Value::of(s.require_lease),
                 Value::of(s.paused),
             ],
-        );
+        )
     });
+    if outcome.processed != 1 {
+        // It was made or dropped since this transaction's snapshot (REPEATABLE READ).
+        return Err(Error::QueueUnknown { queue: user::relation_name(relation).unwrap_or_default() });
+    }
     hooks::invalidate_relation(relation);
     journal::configured(relation, s.policy(), before.policy())
 }
@@ -365,8 +379,7 @@ const ALTER_LOCK: u32 = pg_sys::ShareUpdateExclusiveLock;
 /// `queue_alter`: null leaves a setting as it is.
 pub fn queue_alter(args: &Args) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
-    let (relation, _, before) = find(&name, ALTER_LOCK)?;
-    check_owner(&name, relation, "alter")?;
+    let (relation, _, before) = find(&name, ALTER_LOCK, |relation| check_owner(&name, relation, "alter"))?;
     let mut given = given(args, before.clone())?;
     if let Some(target) = &given.dead_letter_queue {
         let owner = user::owner(relation);
@@ -378,11 +391,13 @@ pub fn queue_alter(args: &Args) -> Result<Value> {
 
 fn set_paused(args: &Args, paused: bool) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
-    let (relation, _, before) = find(&name, ALTER_LOCK)?;
-    if !user::has_rights(relation, &[Right::Truncate]) {
+    let (relation, _, before) = find(&name, ALTER_LOCK, |relation| {
+        if user::has_rights(relation, &[Right::Truncate]) {
+            return Ok(());
+        }
         let action = if paused { "pause" } else { "resume" };
-        return Err(Error::Denied { action, queue: name, needs: "TRUNCATE on its table".into() });
-    }
+        Err(Error::Denied { action, queue: name.clone(), needs: "TRUNCATE on its table".into() })
+    })?;
     let changes = before.paused != paused;
     if changes {
         store(relation, &Settings { paused, ..before.clone() }, &before)?;
@@ -404,11 +419,11 @@ pub fn queue_resume(args: &Args) -> Result<Value> {
 pub fn queue_drop(args: &Args) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
     let force = args::flag(args, 1, false);
-    let (relation, archive, _) = match find(&name, AccessExclusiveLock) {
+    let found = find(&name, AccessExclusiveLock, |relation| check_owner(&name, relation, "drop"));
+    let (relation, archive, _) = match found {
         Err(Error::QueueUnknown { .. }) => return Ok(Value::of(false)),
         found => found?,
     };
-    check_owner(&name, relation, "drop")?;
     let targets = user::acting_as_extension(|| {
         spi::run(
             "SELECT c.relname::pg_catalog.text FROM queue_catalog.queue q JOIN pg_catalog.pg_class c \
@@ -422,7 +437,7 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
         if let Some(of) = targets.rows.first().and_then(|row| row[0].text()) {
             return Err(Error::DeadLetterTarget { queue: name, of });
         }
-        let archive_name = user::relation_name(archive).unwrap_or_default();
+        let archive_name = resolve::archive_name(archive).unwrap_or_default();
         let is_empty = spi_is_empty(&format!("queue.{}", quoted(&name)))
             && (archive_name.is_empty() || spi_is_empty(&format!("queue_archive.{}", quoted(&archive_name))));
         if !is_empty {
@@ -450,7 +465,7 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
     }
     // As the caller, who owns both.
     run_ddl(&format!("DROP TABLE queue.{}", quoted(&name)));
-    if let Some(archive) = user::relation_name(archive) {
+    if let Some(archive) = resolve::archive_name(archive) {
         run_ddl(&format!("DROP TABLE queue_archive.{}", quoted(&archive)));
     }
     Ok(Value::of(true))
@@ -494,7 +509,7 @@ fn change_grants(args: &Args, verb: &str, preposition: &str) -> Result<Value> {
     let role = args::text(args, 1, "role")?;
     let capability = args::text(args, 2, "capability")?;
     let (on_queue, on_archive) = rights_of(&capability)?;
-    let (relation, archive, _) = find(&name, pg_sys::AccessShareLock)?;
+    let (relation, archive, _) = find(&name, pg_sys::AccessShareLock, |_| Ok(()))?;
     let role = if role == "public" {
         "PUBLIC".to_owned()
     } else if user::role_exists(&role) {
@@ -524,7 +539,7 @@ fn change_grants(args: &Args, verb: &str, preposition: &str) -> Result<Value> {
     }
     // Plain statements of the caller's, so that Postgres decides the rest.
     run_ddl(&format!("{verb} {on_queue} ON TABLE queue.{} {preposition} {role}", quoted(&name)));
-    if let (false, Some(archive)) = (on_archive.is_empty(), user::relation_name(archive)) {
+    if let (false, Some(archive)) = (on_archive.is_empty(), resolve::archive_name(archive)) {
         run_ddl(&format!(
             "{verb} {on_archive} ON TABLE queue_archive.{} {preposition} {role}",
             quoted(&archive)

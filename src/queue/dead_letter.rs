@@ -32,7 +32,7 @@ pub fn archive(queue: &Queue, row: Copied, reason: &str) -> Result<()> {
 }
 
 fn archive_with(queue: &Queue, row: Copied, reason: &str, error: Option<&str>) -> Result<()> {
-    let Some(name) = user::relation_name(queue.archive) else {
+    let Some(name) = resolve::archive_name(queue.archive) else {
         return Err(crate::Error::Broken {
             queue: queue.name.clone(),
             detail: "Its archive is missing.".into(),

@@ -109,7 +109,9 @@ impl Journal {
     fn forget(&mut self) {
         self.entries.clear();
         self.overlay.clear();
-        self.entries.shrink_to(1_024); // a large transaction's memory is given back
+        if self.entries.capacity() > 1_024 {
+            self.entries = Vec::new(); // a large transaction's memory is given back
+        }
     }
 }
 
@@ -457,7 +459,11 @@ fn publish(journal: &Journal) {
                     }
                     Op::MarkFrom { relation, msg_id } => {
                         if let Some(at) = arena.queue_find(database, relation) {
-                            arena.queue_mark(at, msg_id, fx);
+                            if msg_id == i64::MIN {
+                                arena.queue_mark_all(at, fx); // DDL
+                            } else {
+                                arena.queue_mark(at, msg_id, fx);
+                            }
                         }
                     }
                     Op::Configured { relation, policy, .. } => {
@@ -552,7 +558,9 @@ fn undo_from(id: u32) {
     };
     let keep = journal.entries.iter().position(|e| e.sub >= id).unwrap_or(journal.entries.len());
     if keep < journal.entries.len() {
-        undo_own(&mut journal, keep);
+        if keep > 0 {
+            undo_own(&mut journal, keep); // else all of it is forgotten below
+        }
         if shmem::is_available() {
             crate::wait_point!("return");
             undo_shared(&journal.entries[keep..]);
@@ -658,9 +666,13 @@ fn note_lowest(lowest: &mut Vec<(u32, i64)>, relation: u32, msg_id: i64) {
 
 fn prepared() {
     capture::forget(0);
-    JOURNAL.with(|j| {
-        if let Ok(mut j) = j.try_borrow_mut() {
-            j.forget();
-        }
+    let was_written = JOURNAL.with(|j| {
+        let Ok(mut j) = j.try_borrow_mut() else { return false };
+        let was_written = !j.entries.is_empty();
+        j.forget();
+        was_written
     });
+    if was_written {
+        crate::worker::prepared_committed(); // from now on the worker looks whether it is
+    }
 }

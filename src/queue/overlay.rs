@@ -114,12 +114,15 @@ impl Overlay {
 
     /// Forgets all of them.
     pub fn clear(&mut self) {
-        self.locals.clear();
-        self.by_id.clear();
-        self.waiting.clear();
-        self.indexed = 0;
-        self.locals.shrink_to(1_024);
-        self.by_id.shrink_to(1_024);
+        // Called in callbacks, where nothing may be allocated: freeing only.
+        if self.locals.capacity() > 1_024 {
+            *self = Overlay::default();
+        } else {
+            self.locals.clear();
+            self.by_id.clear();
+            self.waiting.clear();
+            self.indexed = 0;
+        }
     }
 
     fn index(&mut self) {

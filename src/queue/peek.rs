@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{AccessShareLock, Record, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::pg::{clock, latch};
+use crate::pg::{clock, latch, xact};
 use crate::queue::overlay::{self, Local};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, journal, row_of};
@@ -111,6 +111,7 @@ fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Row
     let row = row_of(record);
     let view = match journal::own_view(queue.relation, row.msg_id) {
         Some(own) => own_view(own),
+        None if xact::is_standby() => None,
         None => queue.with(|arena, at, _, _| arena.view(at, row.msg_id))?,
     };
     let now = clock::now();

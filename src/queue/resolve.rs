@@ -126,6 +126,13 @@ pub fn invalidated(relation: u32) {
     }
 }
 
+fn watch(relation: u32) {
+    let (word, bit) = filter_bit(relation);
+    let mut filter = CACHED.get();
+    filter[word] |= bit;
+    CACHED.set(filter);
+}
+
 fn cached(name: &str) -> Option<Rc<Queue>> {
     if IS_STALE.get() {
         let old = CACHE.with_borrow_mut(std::mem::take);
@@ -172,12 +179,14 @@ pub fn open(name: &str, mode: u32) -> Result<Rc<Queue>> {
             table::unlock(relation, mode);
             continue; // renamed or dropped while we waited for the lock
         }
+        // Watched before it is read: what changes meanwhile makes the cache stale.
+        watch(relation);
         let queue = Rc::new(read(name, relation)?.ok_or_else(unknown)?);
-        attach(&queue)?;
-        let (word, bit) = filter_bit(relation);
-        let mut filter = CACHED.get();
-        filter[word] |= bit;
-        CACHED.set(filter);
+        watch(queue.archive); // whose name is in a plan
+                              // A standby hears nothing of later changes: the settings are given to the dispatcher after a promotion.
+        if !xact::is_standby() {
+            attach(&queue)?;
+        }
         CACHE.with_borrow_mut(|cache| cache.insert(name.to_owned(), queue.clone()));
         return Ok(queue);
     }
@@ -218,6 +227,12 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
         at: Cell::new(QueueRef { epoch: 0, generation: 0, index: 0 }),
         plans: RefCell::new([None; PLANS]),
     }))
+}
+
+/// The name of an archive, if it is (still) in the schema of archives.
+pub fn archive_name(archive: u32) -> Option<String> {
+    let schema = user::schema(c"queue_archive")?;
+    user::relation_name(archive).filter(|_| user::relation_schema(archive) == Some(schema))
 }
 
 /// Whether a table's columns are those of a queue, as far as they matter here.
@@ -287,14 +302,16 @@ fn attach(queue: &Queue) -> Result<()> {
             what: "too many queues are in use",
             hint: "Raise pg_queue.max_queues and restart the server.".into(),
         })?;
-        queue.at.set(at);
+        // Only now: whoever is interrupted below comes here again.
         if is_configured {
+            queue.at.set(at);
             return Ok(());
         }
         let Some((_, settings)) = read_settings(queue.relation) else {
             return Err(Error::QueueUnknown { queue: queue.name.clone() });
         };
         if shmem::with_arena(|arena, _, _| arena.queue_configure(at, version, settings.policy()))? {
+            queue.at.set(at);
             return Ok(());
         }
     }

@@ -230,6 +230,7 @@ pub fn queue_release(args: &Args, rows: &mut Rows) -> Result<()> {
         queue.check_lease("lease_ids", *lease_id)?;
     }
     for (msg_id, lease_id) in ids {
+        pgrx::check_for_interrupts!();
         if release(&queue, msg_id, lease_id, delay_us)? {
             rows.emit([Value::of(msg_id)]);
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::pg::{clock, latch, shmem};
+use crate::pg::{clock, latch, shmem, xact};
 use crate::queue::load::{self, Loaded};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, journal, row_of};
@@ -91,9 +91,10 @@ fn take_ready(
     let owner = latch::my_proc();
     let pid = latch::my_pid();
     while given < quantity {
+        pgrx::check_for_interrupts!();
         let mut taken = [Taken::default(); CHUNK_MAX];
         let want = (quantity - given).min(CHUNK_MAX);
-        journal::reserve(2 * want)?;
+        journal::reserve(want)?;
         let (count, at, now) = queue.with(|arena, at, now, fx| {
             let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), owner, pid };
             (arena.take(at, lease, now, &mut taken[..want], fx), at, now)
@@ -131,10 +132,17 @@ fn fetch(
     let mut given = 0;
     for one in taken {
         let Some(record) = find(queue, &table, one.tid, one.msg_id, &snapshot) else {
-            shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))?;
+            forget(at, one)?;
             continue;
         };
         let row = row_of(&record);
+        if is_changed_here(&record, row, one) {
+            // What this transaction wrote is not true for others yet: the slot follows at commit, if there is one.
+            if pin_leased(at, one)? {
+                journal::pinned_then(at, one.msg_id, journal::Then::Refile(row));
+            }
+            continue;
+        }
         let Some(count) = settle(at, one, row)? else { continue };
         if mode == Mode::Pop && !delete_leased(queue, at, one, &table, &record, &snapshot)? {
             continue;
@@ -145,6 +153,34 @@ fn fetch(
     table.close(None, true);
     snapshot.done();
     Ok(given)
+}
+
+/// A message that was taken has no row. If this transaction itself may have deleted it, and may roll back, it stays
+/// pinned until the transaction's end.
+fn forget(at: QueueRef, one: &Taken) -> Result<()> {
+    if xact::has_id() {
+        pin_leased(at, one)?;
+        return Ok(());
+    }
+    shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))
+}
+
+/// Whether the row would withdraw the delivery, by what this transaction itself has written into it.
+fn is_changed_here(record: &Record, row: Row, one: &Taken) -> bool {
+    let withdraws = row.count >= one.count || row.due_us(clock::now()).is_some();
+    withdraws && xact::has_id() && record.is_from_here()
+}
+
+fn pin_leased(at: QueueRef, one: &Taken) -> Result<bool> {
+    journal::reserve(1)?; // a trigger of the owner's may have used up what was
+    let me = latch::my_proc();
+    let fence = Fence::Lease(one.lease_id);
+    let pin = shmem::with_arena(|arena, now, fx| arena.pin(at, one.msg_id, fence, me, now, fx))?;
+    let is_pinned = matches!(pin, Pin::Done(_));
+    if is_pinned {
+        journal::pinned(at, one.msg_id);
+    }
+    Ok(is_pinned)
 }
 
 /// A message's row: at its address, if that is still it, else by its id.
@@ -182,13 +218,9 @@ fn delete_leased(
     record: &Record,
     snapshot: &Snapshot,
 ) -> Result<bool> {
-    let me = latch::my_proc();
-    let fence = Fence::Lease(one.lease_id);
-    let pin = shmem::with_arena(|arena, now, fx| arena.pin(at, one.msg_id, fence, me, now, fx))?;
-    if !matches!(pin, Pin::Done(_)) {
+    if !pin_leased(at, one)? {
         return Ok(false);
     }
-    journal::pinned(at, one.msg_id);
     let deleted = super::finish::delete_row(queue, table, record.tid(), one.msg_id, snapshot)?;
     if deleted == Deleted::Kept {
         super::finish::unpin(at, one.msg_id)?;
@@ -254,6 +286,8 @@ struct Request<'a> {
     lease_us: Option<i64>,
     wait_us: i64,
     mode: Mode,
+    /// It has finished something, so it never waits: not even for a load.
+    never_waits: bool,
 }
 
 /// Reads from the queues in their order; waits for the first message if it is to.
@@ -264,6 +298,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
     let mut is_registered = false;
     let mut given = 0;
     loop {
+        pgrx::check_for_interrupts!(); // all that was taken is in the journal
         let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(request.queues.len());
         for name in request.queues {
             let queue = open(name, request.mode)?;
@@ -296,6 +331,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         let now = clock::now();
         let until_us = match next {
             Next::TakeAgain => continue,
+            Next::Await if request.never_waits => return Ok(()),
             Next::Await => start_us.saturating_add(LOAD_PATIENCE_US).max(deadline_us),
             Next::Empty => deadline_us,
         };
@@ -330,9 +366,8 @@ fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next
     let mut next = Next::Empty;
     let is_patient = clock::now().mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
     for queue in queues {
-        let (is_marked, is_paused, is_ready) = queue.with(|arena, at, _, _| {
-            (arena.load_needed(at), arena.is_paused(at), arena.lengths(at).is_some_and(|l| l[0] > 0))
-        })?;
+        let (is_marked, is_paused, is_ready) =
+            queue.with(|arena, at, _, _| (arena.load_needed(at), arena.is_paused(at), arena.has_ready(at)))?;
         if is_paused {
             continue;
         }
@@ -370,7 +405,7 @@ fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next
 }
 
 fn has_ready(queue: &Queue) -> Result<bool> {
-    queue.with(|arena, at, _, _| arena.lengths(at).is_some_and(|lengths| lengths[0] > 0))
+    queue.with(|arena, at, _, _| arena.has_ready(at))
 }
 
 /// Sleeps until one of the queues may have something, at most until `until_us`.
@@ -429,6 +464,7 @@ pub fn queue_read(args: &Args, rows: &mut Rows) -> Result<()> {
         lease_us: lease_us(args, 2)?,
         wait_us: wait_us(args, 3)?,
         mode: Mode::Lease,
+        never_waits: false,
     };
     read(&request, &mut |_, delivery| rows.emit(delivery.values()))
 }
@@ -456,6 +492,7 @@ pub fn queue_read_any(args: &Args, rows: &mut Rows) -> Result<()> {
         lease_us: lease_us(args, 2)?,
         wait_us: wait_us(args, 3)?,
         mode: Mode::Lease,
+        never_waits: false,
     };
     read(&request, &mut |queue, delivery| {
         let [a, b, c, d, e, f, g, h, i, j] = delivery.values();
@@ -472,6 +509,7 @@ pub fn queue_pop(args: &Args, rows: &mut Rows) -> Result<()> {
         lease_us: None,
         wait_us: 0,
         mode: Mode::Pop,
+        never_waits: false,
     };
     read(&request, &mut |_, delivery| rows.emit(delivery.values()))
 }
@@ -486,7 +524,13 @@ pub fn queue_delete_and_read(args: &Args, rows: &mut Rows) -> Result<()> {
     let strict = args::flag(args, 5, false);
     let ids = args::ids(args, 1, 2)?;
     super::finish::finish(&name, ("lease_ids", &ids), strict, super::finish::Keep::No, &mut |_| {})?;
-    let request =
-        Request { queues: std::slice::from_ref(&name), quantity, lease_us, wait_us: 0, mode: Mode::Lease };
+    let request = Request {
+        queues: std::slice::from_ref(&name),
+        quantity,
+        lease_us,
+        wait_us: 0,
+        mode: Mode::Lease,
+        never_waits: true,
+    };
     read(&request, &mut |_, delivery| rows.emit(delivery.values()))
 }

@@ -49,7 +49,11 @@ pub fn main(database: u32) {
         });
     });
     let me = latch::my_proc();
-    let placed = shmem::with_arena(|arena, _, _| arena.worker_set(database, me));
+    // A worker of a launcher that has died serves on and is not in the new one's books: it is woken and gives way.
+    let placed = shmem::with_arena(|arena, _, fx| {
+        arena.worker_wake(database, fx);
+        arena.worker_set(database, me)
+    });
     if !matches!(placed, Ok(true)) {
         pgrx::log!("pg_queue: no place for another database; raise pg_queue.max_databases");
         tell_idle(database);
@@ -59,7 +63,9 @@ pub fn main(database: u32) {
     let mut postponed = Postponed::new();
     loop {
         worker::reload_config();
-        if super::is_kept_away(database) {
+        let is_replaced =
+            matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != me);
+        if is_replaced || super::is_kept_away(database) {
             worker::end();
         }
         // If that cannot be told now, it is as it was.
@@ -223,7 +229,7 @@ fn raise_identity(database: u32, tick: &Tick) {
         WHERE h.id OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
     worker::transaction("looking after message ids", || {
         let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
-        let Some(archive) = user::relation_name(queue.archive) else { return Ok(()) };
+        let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(()) };
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
         let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
         let look = || {
@@ -274,6 +280,14 @@ fn enable_triggers(database: u32, tick: &Tick) {
 /// id. Returns when to look again.
 fn prepared() -> i64 {
     let found = worker::transaction("looking after prepared transactions", || {
+        // First the look, then the rows: a transaction that the look no longer shows is visible by then
+        // (FinishPreparedTransaction in twophase.c).
+        let open = spi::look(
+            "SELECT FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) \
+             pg_catalog.current_database() LIMIT 1",
+            &[],
+            &[],
+        );
         let outcome =
             spi::run("DELETE FROM queue_catalog.prepared RETURNING queue::pg_catalog.oid, msg_id", &[], &[]);
         for row in &outcome.rows {
@@ -281,12 +295,6 @@ fn prepared() -> i64 {
                 journal::mark_from(relation.into(), msg_id)?;
             }
         }
-        let open = spi::look(
-            "SELECT FROM pg_catalog.pg_prepared_xacts WHERE database OPERATOR(pg_catalog.=) \
-             pg_catalog.current_database() LIMIT 1",
-            &[],
-            &[],
-        );
         Ok(open.processed > 0)
     });
     match found {

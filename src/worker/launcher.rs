@@ -61,6 +61,9 @@ pub fn main(_argument: u32) {
 fn look(known: &mut HashMap<u32, Known>) -> i64 {
     let was_told = shmem::with_server(|server, _| std::mem::take(&mut server.probe_all)).unwrap_or(false);
     let Some(databases) = worker::transaction("looking for databases", || Ok(worker::databases())) else {
+        if was_told {
+            let _ = shmem::with_server(|server, _| server.probe_all = true);
+        }
         return 1_000;
     };
     let now_us = clock::now().mono_us;

@@ -67,6 +67,10 @@ pub fn database_unwanted() {
 
 /// A statement is about to need the database without other sessions: its worker ends first.
 pub fn database_wanted(database: u32) {
+    // A statement that will be refused anyway must not stop anybody's worker.
+    if database == user::database() || !user::owns_database(database) {
+        return;
+    }
     if !shmem::is_available() || worker_proc(database) == queue_dispatch::NIL && !launcher_runs() {
         return;
     }
