@@ -218,3 +218,30 @@ fn drop_database_by_somebody_who_may_not_leaves_its_worker_alone() {
     assert_eq!(code(client.simple_query(&sql)), "42501");
     assert_eq!(worker_pid(&database), before);
 }
+
+#[test]
+fn message_that_cannot_be_moved_does_not_keep_the_others() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    client
+        .batch_execute(
+            "SELECT queue_create('q', max_deliveries => 1, dead_letter_queue => 'dead');
+             ALTER TABLE queue.dead ADD CHECK (message <> '3')",
+        )
+        .unwrap();
+    let sent = send_many(&mut client, "q", 10);
+    read_for(&mut client, "q", 10, "10 ms");
+    wait_until("all but one are dead letters", || rows(&mut client, "dead") == 9);
+    assert_eq!(state(&mut client, "q", sent[2]).as_deref(), Some("exhausted"));
+    // Once it can be, it is.
+    let check: String = client
+        .query_one(
+            "SELECT conname::text FROM pg_constraint WHERE conrelid = 'queue.dead'::regclass AND contype = 'c'",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    client.batch_execute(&format!("ALTER TABLE queue.dead DROP CONSTRAINT {check}")).unwrap();
+    wait_until("that one, too", || rows(&mut client, "q") == 0);
+    assert_eq!(rows(&mut client, "dead"), 10);
+}

@@ -11,7 +11,7 @@ use crate::pg::call::Value;
 use crate::pg::shmem::Request;
 use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
-use crate::queue::{journal, load, resolve, retry};
+use crate::queue::{finish, journal, load, resolve, retry};
 use pgrx::pg_sys;
 use queue_dispatch::{Taken, Tick, NEVER_US, NIL};
 use std::collections::HashMap;
@@ -23,8 +23,23 @@ const MOVE_MAX: usize = 100;
 const POSTPONE_US: i64 = 50_000;
 const POSTPONE_MAX_US: i64 = 60_000_000;
 
-/// Queues whose exhausted messages are left alone until then, and for how long it was: by table.
-type Postponed = HashMap<u32, (i64, i64)>;
+/// A queue whose exhausted messages could not be moved.
+#[derive(Clone, Copy)]
+struct Delay {
+    /// Nothing is tried before this.
+    until_us: i64,
+    /// How long the last pause was.
+    pause_us: i64,
+    /// After a failure each message is moved by itself, so that one that cannot be (its dead-letter table has a
+    /// constraint, say) does not keep the others; so many have failed in this turn.
+    failed: Option<usize>,
+}
+
+/// By table.
+type Postponed = HashMap<u32, Delay>;
+
+/// A new queue whose table is locked is looked at again after this long, microseconds.
+const LOOK_AGAIN_US: i64 = 1_000_000;
 /// How often prepared transactions are looked after while there are any, microseconds.
 const PREPARED_US: i64 = 1_000_000;
 
@@ -109,9 +124,10 @@ fn round(database: u32, postponed: &mut Postponed) -> i64 {
             if tick.load || tick.scan || tick.exhausted > 0 {
                 next_us = next_us.min(serve(database, &tick, postponed));
             }
-            if tick.is_new {
-                raise_identity(database, &tick);
-                enable_triggers(database, &tick);
+            if tick.is_new && !(raise_identity(database, &tick) & enable_triggers(database, &tick)) {
+                // Somebody holds a lock on it, the one who made it perhaps: later.
+                let _ = shmem::with_arena(|arena, _, _| arena.queue_look_again(tick.queue));
+                next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
             }
         }
         pgrx::check_for_interrupts!();
@@ -151,16 +167,30 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
         postponed.remove(&tick.relation);
         return next_us;
     }
-    if let Some((until_us, _)) = postponed.get(&tick.relation) {
-        if *until_us > clock::now().mono_us {
-            return next_us.min(*until_us);
-        }
+    next_us.min(move_away(database, tick, postponed))
+}
+
+/// What came of an attempt to move exhausted messages.
+enum Moved {
+    All,
+    /// Some are another transaction's concern, or a trigger keeps them.
+    NotAll,
+    /// Each of those that failed has been tried.
+    TurnOver,
+}
+
+/// Moves exhausted messages of a queue. Returns when to go on.
+fn move_away(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
+    let before = postponed.get(&tick.relation).copied();
+    if let Some(delay) = before.filter(|delay| delay.until_us > clock::now().mono_us) {
+        return delay.until_us;
     }
+    let failed = before.and_then(|delay| delay.failed);
     let moved = worker::transaction("moving exhausted messages", || {
         let queue = match open(database, tick, RowExclusiveLock)? {
             Opened::Yes(queue) => queue,
-            Opened::Gone => return Ok(true),
-            Opened::Locked => return Ok(false),
+            Opened::Gone => return Ok(Moved::All),
+            Opened::Locked => return Ok(Moved::NotAll),
         };
         let mut taken = [Taken::default(); MOVE_MAX];
         journal::reserve(MOVE_MAX)?;
@@ -170,20 +200,38 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
             journal::pinned(at, one.msg_id);
         }
         crate::wait_point!("move-pinned");
-        let moved = retry::bury_exhausted(&queue, at, &taken[..count])?;
-        Ok(moved == count)
+        let mine = match failed {
+            None => &taken[..count],
+            Some(failed) => {
+                let mine = failed.min(count)..(failed + 1).min(count);
+                for (i, one) in taken[..count].iter().enumerate() {
+                    if !mine.contains(&i) {
+                        finish::unpin(at, one.msg_id)?;
+                    }
+                }
+                &taken[mine]
+            }
+        };
+        if mine.is_empty() && count > 0 {
+            return Ok(Moved::TurnOver);
+        }
+        let moved = retry::bury_exhausted(&queue, at, mine)?;
+        Ok(if moved == mine.len() { Moved::All } else { Moved::NotAll })
     });
     let now_us = clock::now().mono_us;
-    let last_us = postponed.get(&tick.relation).map_or(0, |(_, pause_us)| *pause_us);
-    let pause_us = match moved {
-        Some(true) => {
+    let last_us = before.map_or(0, |delay| delay.pause_us);
+    let grown_us = (last_us * 2).clamp(20 * POSTPONE_US, POSTPONE_MAX_US);
+    let (pause_us, keep_us, failed) = match (moved, failed) {
+        (Some(Moved::All), None) => {
             postponed.remove(&tick.relation);
             return now_us; // there may be more
         }
-        Some(false) => POSTPONE_US,
-        None => (last_us * 2).clamp(20 * POSTPONE_US, POSTPONE_MAX_US),
+        (Some(Moved::All), Some(failed)) => (0, last_us, Some(failed)),
+        (Some(Moved::NotAll), None) => (POSTPONE_US, last_us, None),
+        (Some(Moved::TurnOver), _) => (grown_us, grown_us, Some(0)),
+        (Some(Moved::NotAll) | None, failed) => (0, last_us, Some(failed.map_or(0, |failed| failed + 1))),
     };
-    postponed.insert(tick.relation, (now_us + pause_us, pause_us));
+    postponed.insert(tick.relation, Delay { until_us: now_us + pause_us, pause_us: keep_us, failed });
     now_us + pause_us
 }
 
@@ -200,7 +248,9 @@ fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
     if !table::try_lock(tick.relation, mode) {
         return Ok(Opened::Locked);
     }
-    let queue = match user::relation_name(tick.relation) {
+    // Moved to another schema it is a queue no more, whatever has its name now.
+    let is_here = user::relation_schema(tick.relation) == user::schema(c"queue");
+    let queue = match user::relation_name(tick.relation).filter(|_| is_here) {
         Some(name) => resolve::open(&name, mode),
         None => Err(crate::Error::QueueUnknown { queue: String::new() }),
     };
@@ -221,15 +271,19 @@ fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
 
 /// Rows that came with ids of their own (a restore, a replica, plain INSERT) leave the identity behind: then the
 /// next send would collide with one of them. Raised past the highest id of queue and archive, if it is behind.
-fn raise_identity(database: u32, tick: &Tick) {
+fn raise_identity(database: u32, tick: &Tick) -> bool {
     const BEHIND: &str = "SELECT h.id, s.oid FROM \
         (SELECT pg_catalog.pg_get_serial_sequence($1, 'msg_id')::pg_catalog.regclass::pg_catalog.oid) AS s (oid), \
         (SELECT GREATEST((SELECT pg_catalog.max(msg_id) FROM ONLY {queue}), \
                          (SELECT pg_catalog.max(msg_id) FROM ONLY {archive}))) AS h (id) \
         WHERE h.id OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
     worker::transaction("looking after message ids", || {
-        let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
-        let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(()) };
+        let queue = match open(database, tick, AccessShareLock)? {
+            Opened::Yes(queue) => queue,
+            Opened::Gone => return Ok(true),
+            Opened::Locked => return Ok(false),
+        };
+        let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
         let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
         let look = || {
@@ -237,10 +291,10 @@ fn raise_identity(database: u32, tick: &Tick) {
             let outcome = spi::run(&behind, &[pg_sys::TEXTOID.into()], &[Value::of(table.as_str())]);
             outcome.rows.first().and_then(|row| Some((row[0].i64()?, row[1].get::<pg_sys::Oid>()?)))
         };
-        let Some((_, sequence)) = look() else { return Ok(()) };
+        let Some((_, sequence)) = look() else { return Ok(true) };
         // nextval takes a weaker lock that conflicts with this one: nobody draws an id between look and set.
         if !table::try_lock(sequence.into(), pg_sys::ShareRowExclusiveLock) {
-            return Ok(()); // somebody is sending: he will see the collision, and DDL or a restart looks again
+            return Ok(false); // somebody is sending
         }
         if let Some((highest, sequence)) = look() {
             spi::run(
@@ -249,15 +303,19 @@ fn raise_identity(database: u32, tick: &Tick) {
                 &[Value::of(sequence), Value::of(highest)],
             );
         }
-        Ok(())
-    });
+        Ok(true)
+    }) != Some(false)
 }
 
 /// A restore with --disable-triggers leaves ours enabled like ordinary ones, which do not fire for logical
 /// replication: they are to fire always. Those that somebody has disabled stay so.
-fn enable_triggers(database: u32, tick: &Tick) {
+fn enable_triggers(database: u32, tick: &Tick) -> bool {
     worker::transaction("looking after triggers", || {
-        let Opened::Yes(queue) = open(database, tick, AccessShareLock)? else { return Ok(()) };
+        let queue = match open(database, tick, AccessShareLock)? {
+            Opened::Yes(queue) => queue,
+            Opened::Gone => return Ok(true),
+            Opened::Locked => return Ok(false),
+        };
         let ours = spi::run(
             "SELECT tgname::pg_catalog.text FROM pg_catalog.pg_trigger WHERE tgrelid OPERATOR(pg_catalog.=) $1 \
              AND tgname OPERATOR(pg_catalog.=) ANY ('{pg_queue_change,pg_queue_truncate}'::pg_catalog.name[]) \
@@ -266,14 +324,14 @@ fn enable_triggers(database: u32, tick: &Tick) {
             &[Value::of(pg_sys::Oid::from(tick.relation))],
         );
         if ours.rows.is_empty() || !table::try_lock(tick.relation, pg_sys::ShareRowExclusiveLock) {
-            return Ok(());
+            return Ok(ours.rows.is_empty());
         }
         for name in ours.rows.iter().filter_map(|row| row[0].text()) {
             let table = queue.table_name();
             spi::run(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {}", spi::quoted(&name)), &[], &[]);
         }
-        Ok(())
-    });
+        Ok(true)
+    }) != Some(false)
 }
 
 /// What prepared transactions that have been committed meanwhile sent: their rows name the queue and the lowest

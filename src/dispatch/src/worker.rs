@@ -175,6 +175,13 @@ impl Arena<'_> {
         (None, if next < end { next } else { NIL })
     }
 
+    /// The worker could not look at what is new about a queue: the next tick says so again.
+    pub fn queue_look_again(&mut self, queue: QueueRef) {
+        if let Some(q) = self.index_of(queue) {
+            self.queues[q as usize].is_new = true;
+        }
+    }
+
     /// Pins up to `out.len()` exhausted messages for the worker to move away; returns how many. Those that are
     /// not exhausted any more, because the limit was raised, become ready instead; they count as work, so a
     /// short answer does not mean that none is left.
