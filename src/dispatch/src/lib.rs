@@ -42,6 +42,7 @@ mod finish;
 mod load;
 mod look;
 mod policy;
+mod room;
 mod slot;
 mod take;
 mod tree;

@@ -1,0 +1,232 @@
+//! Who may have a slot, and where it is found: allocation, eviction, the hash, and the list of those who wait for
+//! room. The rules are told in `arena`'s header. Knows nothing of deliveries.
+
+use crate::arena::{Arena, Queue};
+use crate::policy::mix;
+use crate::slot::{Slot, State};
+use crate::tree::{self, Order};
+use crate::{Effects, NIL};
+
+impl Arena<'_> {
+    fn bucket(&self, q: u32, msg_id: i64) -> usize {
+        mix((msg_id as u64) ^ (u64::from(q) << 48)) as usize & (self.slot_buckets.len() - 1)
+    }
+
+    /// The slot of a message, or NIL.
+    pub(crate) fn find(&self, q: u32, msg_id: i64) -> u32 {
+        let mut index = self.slot_buckets[self.bucket(q, msg_id)];
+        while index != NIL {
+            let slot = &self.slots[index as usize];
+            if slot.msg_id == msg_id && slot.queue == q {
+                return index;
+            }
+            index = slot.next;
+        }
+        NIL
+    }
+
+    /// Whether the queue's window has room for one more ready message.
+    pub(crate) fn window_has_room(&self, q: u32) -> bool {
+        self.queues[q as usize].ready_len < self.head.config.window
+    }
+
+    /// Whether the queue is promised one more slot.
+    fn is_promised(&self, q: u32) -> bool {
+        self.queues[q as usize].used() < self.head.config.slots_min
+    }
+
+    /// Whether there is a slot for the queue, without taking it from another.
+    fn slot_is_available(&self, q: u32) -> bool {
+        self.head.slots_free > if self.is_promised(q) { 0 } else { self.head.reserved }
+    }
+
+    /// A slot for a message that has none, in no tree yet; NIL if the queue may not have one.
+    pub(crate) fn alloc(&mut self, q: u32, msg_id: i64) -> u32 {
+        if !self.slot_is_available(q) {
+            // One that is promised to a third queue would be taken from the second in vain.
+            let does_help = self.is_promised(q) || self.head.slots_free == self.head.reserved;
+            if !does_help || !self.evict(q) {
+                return NIL;
+            }
+        }
+        self.alloc_available(q, msg_id)
+    }
+
+    /// A slot for a message that is not due yet; NIL unless slots are plentiful.
+    pub(crate) fn alloc_delayed(&mut self, q: u32, msg_id: i64) -> u32 {
+        let queue = &self.queues[q as usize];
+        let spare = self.slots.len() as u32 / 8;
+        let is_plentiful = self.head.slots_free > self.head.reserved.saturating_add(spare);
+        let is_promised = queue.used() < self.head.config.slots_min / 2 && self.head.slots_free > 0;
+        if queue.delayed_len >= self.head.config.window || !(is_plentiful || is_promised) {
+            return NIL;
+        }
+        self.alloc_available(q, msg_id)
+    }
+
+    fn alloc_available(&mut self, q: u32, msg_id: i64) -> u32 {
+        let promised = self.is_promised(q);
+        let index = if self.head.slot_free != NIL {
+            let index = self.head.slot_free;
+            self.head.slot_free = self.slots[index as usize].next;
+            index
+        } else {
+            self.head.slots_touched += 1;
+            self.head.slots_touched - 1
+        };
+        self.head.slots_free -= 1;
+        if promised {
+            self.head.reserved -= 1;
+        }
+        let bucket = self.bucket(q, msg_id);
+        self.slots[index as usize] = Slot { msg_id, queue: q, next: self.slot_buckets[bucket], ..Slot::FREE };
+        self.slot_buckets[bucket] = index;
+        // Counted as pinned until it is filed, so that `used` is right at every moment.
+        self.slots[index as usize].state = State::Pinned as u8;
+        self.slots[index as usize].from = State::Untracked as u8;
+        self.queues[q as usize].pinned_len += 1;
+        index
+    }
+
+    /// Gives back a slot that is in no tree (pinned, as [`Arena::unfile`] leaves it). Whoever does not use it at
+    /// once says so to the hungry ([`Arena::room_made`]).
+    pub(crate) fn free(&mut self, index: u32) {
+        let (q, msg_id, next) = {
+            let slot = &self.slots[index as usize];
+            (slot.queue, slot.msg_id, slot.next)
+        };
+        let bucket = self.bucket(q, msg_id);
+        if self.slot_buckets[bucket] == index {
+            self.slot_buckets[bucket] = next;
+        } else {
+            let mut here = self.slot_buckets[bucket];
+            while here != NIL {
+                let after = self.slots[here as usize].next;
+                if after == index {
+                    self.slots[here as usize].next = next;
+                    break;
+                }
+                here = after;
+            }
+        }
+        self.slots[index as usize] = Slot { next: self.head.slot_free, ..Slot::FREE };
+        self.head.slot_free = index;
+        self.head.slots_free += 1;
+        self.queues[q as usize].pinned_len -= 1;
+        if self.queues[q as usize].used() < self.head.config.slots_min {
+            self.head.reserved += 1;
+        }
+        self.release_if_dead(q);
+    }
+
+    /// There is room, or may be: somebody who waits for the longest hungry queue that may use it is woken.
+    pub(crate) fn room_made(&mut self, fx: &mut Effects) {
+        const LOOK_MAX: usize = 16;
+        let mut q = self.head.hungry_first;
+        for _ in 0..LOOK_MAX {
+            if q == NIL {
+                return;
+            }
+            let next = self.queues[q as usize].hungry_next;
+            if self.has_room_for_hungry(q) {
+                self.hunger_end(q);
+                if self.queues[q as usize].load_wanted {
+                    self.worker_wanted(q, fx);
+                }
+                let woken_before = self.queues[q as usize].woken_len;
+                self.announce_mark(q, fx);
+                if self.queues[q as usize].woken_len > woken_before {
+                    return; // who leaves without using the room says so again
+                }
+            }
+            q = next;
+        }
+    }
+
+    /// Whether what a hungry queue's load stopped for is there now.
+    pub(crate) fn has_room_for_hungry(&self, q: u32) -> bool {
+        let queue = &self.queues[q as usize];
+        if queue.is_hungry_exhausted {
+            queue.exhausted_len < self.head.config.window
+        } else {
+            self.slot_is_available(q)
+        }
+    }
+
+    /// A load of the queue stopped for want of room.
+    pub(crate) fn hunger_begin(&mut self, q: u32, is_exhausted: bool) {
+        self.hunger_end(q);
+        let last = self.head.hungry_last;
+        let queue = &mut self.queues[q as usize];
+        queue.is_hungry = true;
+        queue.is_hungry_exhausted = is_exhausted;
+        queue.hungry_previous = last;
+        self.head.hungry_last = q;
+        if last == NIL {
+            self.head.hungry_first = q;
+        } else {
+            self.queues[last as usize].hungry_next = q;
+        }
+    }
+
+    /// The queue is loaded again, or need not be.
+    pub(crate) fn hunger_end(&mut self, q: u32) {
+        let Queue { is_hungry, hungry_next, hungry_previous, .. } = self.queues[q as usize];
+        if !is_hungry {
+            return;
+        }
+        if hungry_previous == NIL {
+            self.head.hungry_first = hungry_next;
+        } else {
+            self.queues[hungry_previous as usize].hungry_next = hungry_next;
+        }
+        if hungry_next == NIL {
+            self.head.hungry_last = hungry_previous;
+        } else {
+            self.queues[hungry_next as usize].hungry_previous = hungry_previous;
+        }
+        let queue = &mut self.queues[q as usize];
+        queue.is_hungry = false;
+        queue.hungry_next = NIL;
+        queue.hungry_previous = NIL;
+    }
+
+    /// Takes one slot from a queue that holds more than `q`. Looks at a bounded number of queues.
+    fn evict(&mut self, q: u32) -> bool {
+        const LOOK_MAX: u32 = 16;
+        let touched = self.head.queues_touched;
+        let mine = self.queues[q as usize].used();
+        for _ in 0..touched.min(LOOK_MAX) {
+            let victim = self.head.evict_hand % touched;
+            let queue = &self.queues[victim as usize];
+            let holds_more = queue.used() > mine + 1 && queue.used() > self.head.config.slots_min;
+            if victim != q && queue.is_attached && holds_more {
+                let slot = match self.evictable(queue.ready) {
+                    NIL => self.evictable(queue.exhausted),
+                    slot => slot,
+                };
+                if slot != NIL {
+                    self.mark_lower(victim, self.slots[slot as usize].msg_id);
+                    self.unfile(slot);
+                    self.free(slot);
+                    return true; // the hand stays: this queue has more to give
+                }
+            }
+            self.head.evict_hand = self.head.evict_hand.wrapping_add(1) % touched;
+        }
+        false
+    }
+
+    /// The last slot of a tree by id that its row can stand in for, among the last few; or NIL.
+    fn evictable(&self, root: u32) -> u32 {
+        const LOOK_MAX: usize = 8;
+        let mut slot = tree::last(self.slots, root);
+        for _ in 0..LOOK_MAX {
+            if slot == NIL || self.slots[slot as usize].is_evictable() {
+                return slot;
+            }
+            slot = tree::before(self.slots, root, slot, Order::Id);
+        }
+        NIL
+    }
+}
