@@ -364,7 +364,7 @@ fn is_index_on(index: pg_sys::Oid, column: i16, kind: pg_sys::Oid) -> bool {
         let index = pg_sys::index_open(index, pg_sys::AccessShareLock as _);
         let form = (*index).rd_index;
         let is_right = (*form).indisvalid
-            && (*(*index).rd_rel).relam == pg_sys::Oid::from(pg_sys::BTREE_AM_OID)
+            && (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
             && (*form).indnkeyatts == 1
             && (*form).indkey.values.as_slice(1)[0] == column
             && *(*index).rd_opcintype == kind
