@@ -809,7 +809,7 @@ fn invariant_8_waiting_reader_is_in_nobodys_way() {
 fn invariant_8_wait_ends_empty_before_the_statement_timeout() {
     let database = database_with(&["q"]);
     let mut client = session(&database);
-    client.batch_execute("SET statement_timeout = '300 ms'").unwrap();
+    client.batch_execute("SET statement_timeout = '1 s'").unwrap();
     assert_eq!(try_read(&mut client, "q", 1, None, LONG).unwrap(), []);
 }
 

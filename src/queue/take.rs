@@ -336,8 +336,12 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
             Next::Empty => deadline_us,
         };
         // Ends empty just before the statement would be cancelled.
-        const MARGIN_US: i64 = 10_000;
-        let strikes_us = latch::statement_deadline_us().map_or(NEVER_US, |at| now.mono_of(at) - MARGIN_US);
+        let strikes_us = latch::statement_deadline_us().map_or(NEVER_US, |at| {
+            let at_us = now.mono_of(at);
+            // A fifth of what there is, at most this: a busy server wakes us late.
+            const MARGIN_MAX_US: i64 = 100_000;
+            at_us - (at_us.saturating_sub(start_us) / 5).clamp(0, MARGIN_MAX_US)
+        });
         let until_us = until_us.min(strikes_us);
         if now.mono_us >= until_us {
             return Ok(());
