@@ -87,8 +87,6 @@ impl Table {
         // SAFETY: try_relation_open returns null for what does not exist; the lock is held until close or the
         // end of the transaction.
         unsafe {
-            #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17", feature = "pg18")))]
-            compile_error!("unknown version");
             let relation = pg_sys::try_relation_open(oid.into(), mode as _);
             if relation.is_null() {
                 return None;

@@ -10,14 +10,13 @@ use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 11] = [
     "publish",
     "take-fetch",
     "load-snapshot",
     "load-row",
     "finish-verify",
     "finish-deleted",
-    "unpin",
     "wait-sleep",
     "return",
     "scan-snapshot",
