@@ -2,6 +2,23 @@
 -- (SQL.md); none is STRICT, for a null argument means its default or is an error that names it. The C functions
 -- behind them are listed in src/api.rs.
 
+-- What a read returns. A named type: the executor looks a TABLE's columns up in pg_proc for every statement, which
+-- costs as much as the delivery itself.
+CREATE TYPE queue_message AS (
+    msg_id pg_catalog.int8,
+    lease_id pg_catalog.int8,
+    delivery_count pg_catalog.int8,
+    enqueued_at pg_catalog.timestamptz,
+    lease_expires_at pg_catalog.timestamptz,
+    priority pg_catalog.int8,
+    group_key pg_catalog.text,
+    last_error pg_catalog.text,
+    headers pg_catalog.jsonb,
+    message pg_catalog.jsonb
+);
+COMMENT ON TYPE queue_message IS
+    'a message as it is delivered: its id, the fence of this delivery, how many there were, this one included';
+
 CREATE FUNCTION queue_create(
     queue pg_catalog.text,
     visibility_timeout pg_catalog.interval DEFAULT '30 s',
@@ -147,7 +164,7 @@ CREATE FUNCTION queue_read(
     wait pg_catalog.interval DEFAULT '0',
     filter pg_catalog.jsonb DEFAULT NULL,
     consumer pg_catalog.text DEFAULT NULL
-) RETURNS TABLE (msg_id pg_catalog.int8, lease_id pg_catalog.int8, delivery_count pg_catalog.int8, enqueued_at pg_catalog.timestamptz, lease_expires_at pg_catalog.timestamptz, priority pg_catalog.int8, group_key pg_catalog.text, last_error pg_catalog.text, headers pg_catalog.jsonb, message pg_catalog.jsonb)
+) RETURNS SETOF @extschema@.queue_message
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_read';
 COMMENT ON FUNCTION queue_read(pg_catalog.text, pg_catalog.int8, pg_catalog.interval, pg_catalog.interval, pg_catalog.jsonb, pg_catalog.text) IS
     'leases up to quantity messages for visibility_timeout (the queue''s unless given) and returns them; waits up to wait for the first; writes nothing';
@@ -166,7 +183,7 @@ COMMENT ON FUNCTION queue_read_any(pg_catalog.text[], pg_catalog.int8, pg_catalo
 CREATE FUNCTION queue_pop(
     queue pg_catalog.text,
     quantity pg_catalog.int8 DEFAULT 1
-) RETURNS TABLE (msg_id pg_catalog.int8, lease_id pg_catalog.int8, delivery_count pg_catalog.int8, enqueued_at pg_catalog.timestamptz, lease_expires_at pg_catalog.timestamptz, priority pg_catalog.int8, group_key pg_catalog.text, last_error pg_catalog.text, headers pg_catalog.jsonb, message pg_catalog.jsonb)
+) RETURNS SETOF @extschema@.queue_message
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_pop';
 COMMENT ON FUNCTION queue_pop(pg_catalog.text, pg_catalog.int8) IS
     'reads and deletes up to quantity messages: each is delivered at most once';
@@ -219,7 +236,7 @@ CREATE FUNCTION queue_delete_and_read(
     visibility_timeout pg_catalog.interval DEFAULT NULL,
     strict pg_catalog.bool DEFAULT false,
     consumer pg_catalog.text DEFAULT NULL
-) RETURNS TABLE (msg_id pg_catalog.int8, lease_id pg_catalog.int8, delivery_count pg_catalog.int8, enqueued_at pg_catalog.timestamptz, lease_expires_at pg_catalog.timestamptz, priority pg_catalog.int8, group_key pg_catalog.text, last_error pg_catalog.text, headers pg_catalog.jsonb, message pg_catalog.jsonb)
+) RETURNS SETOF @extschema@.queue_message
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_delete_and_read';
 COMMENT ON FUNCTION queue_delete_and_read(pg_catalog.text, pg_catalog.int8[], pg_catalog.int8[], pg_catalog.int8, pg_catalog.interval, pg_catalog.bool, pg_catalog.text) IS
     'a consumer''s loop in one statement and one commit: finishes messages, then reads the next; never waits';

@@ -112,6 +112,14 @@ impl Value {
     }
 }
 
+/// The oid of a function, from its name and argument types, qualified.
+pub fn function_oid(signature: &str) -> Option<u32> {
+    // SAFETY: takes a text and returns a regprocedure, or null if there is no such function.
+    let oid: Option<pg_sys::Oid> =
+        unsafe { pgrx::direct_function_call(pg_sys::to_regprocedure, &[signature.into_datum()]) };
+    oid.map(Into::into)
+}
+
 /// How many triggers deep this is.
 pub fn trigger_depth() -> i32 {
     // SAFETY: pg_trigger_depth takes no arguments and only reads a variable of trigger.c.
@@ -155,8 +163,8 @@ impl Rows {
     pub fn emit<const N: usize>(&mut self, values: [Value; N]) {
         let mut datums = values.map(|v| v.datum().unwrap_or(pg_sys::Datum::from(0)));
         let mut nulls = values.map(Value::is_null);
-        // SAFETY: both belong to this call (InitMaterializedSRF); the number of columns is compared, the types
-        // are those of the SQL declaration.
+        // SAFETY: both belong to this call; the number of columns is compared, the types are those of the SQL
+        // declaration.
         unsafe {
             assert!((*self.descriptor).natts as usize == N, "a row has the columns of its declaration");
             pg_sys::tuplestore_putvalues(self.store, self.descriptor, datums.as_mut_ptr(), nulls.as_mut_ptr());
@@ -199,6 +207,9 @@ pub unsafe fn call_value(
 /// Calls a function that returns rows (of one column, too): all at once, into a tuplestore, so that what was
 /// taken and what was given are the same whatever the caller does with the rows.
 ///
+/// The caller has looked up the rows' type; it is not looked up again, nor given back to be compared with itself
+/// (InitMaterializedSRF does both, for several microseconds).
+///
 /// # Safety
 /// As [`call_value`].
 pub unsafe fn call_rows(
@@ -206,30 +217,40 @@ pub unsafe fn call_rows(
     writes: bool,
     f: fn(&Args, &mut Rows) -> Result<()>,
 ) -> pg_sys::Datum {
-    // SAFETY: the caller's promise; InitMaterializedSRF checks that the caller takes sets and sets up both
-    // fields of the ReturnSetInfo.
-    let mut rows = unsafe {
-        let info: *mut pg_sys::ReturnSetInfo = (*fcinfo).resultinfo.cast();
-        let flags = if is_scalar(fcinfo) { pg_sys::MAT_SRF_USE_EXPECTED_DESC } else { 0 };
-        pg_sys::InitMaterializedSRF(fcinfo, flags);
-        Rows { store: (*info).setResult, descriptor: (*info).setDesc }
-    };
-    if let Err(error) = refuse_where_impossible(writes).and_then(|()| f(&Args(fcinfo), &mut rows)) {
+    // SAFETY: the caller's promise.
+    let result = unsafe { begin_rows(fcinfo) }
+        .and_then(|mut rows| refuse_where_impossible(writes).and_then(|()| f(&Args(fcinfo), &mut rows)));
+    if let Err(error) = result {
         error.raise();
     }
     pg_sys::Datum::from(0)
 }
 
-/// Whether the function is declared to return a set of a plain type: then there is no row type to look up.
-///
 /// # Safety
 /// As [`call_value`].
-unsafe fn is_scalar(fcinfo: pg_sys::FunctionCallInfo) -> bool {
-    // SAFETY: the caller's promise.
+unsafe fn begin_rows(fcinfo: pg_sys::FunctionCallInfo) -> Result<Rows> {
+    let refused = |what: &str| Error::Unsupported { what: what.into(), hint: None };
+    // SAFETY: resultinfo is null or a node whose tag says what it is (fmgr.h); the fields are those that
+    // execSRF.c fills, and of which InitMaterializedSRF makes the same use. The tuplestore and what it points to
+    // live in the query's context; a set's description may be left out where the rows are as expected.
     unsafe {
-        let mut kind = pg_sys::Oid::INVALID;
-        let class = pg_sys::get_call_result_type(fcinfo, &mut kind, std::ptr::null_mut());
-        class == pg_sys::TypeFuncClass::TYPEFUNC_SCALAR
+        let info: *mut pg_sys::ReturnSetInfo = (*fcinfo).resultinfo.cast();
+        if info.is_null() || (*info).type_ != pg_sys::NodeTag::T_ReturnSetInfo {
+            return Err(refused("a function that returns rows is called where rows are not accepted"));
+        }
+        let modes = (*info).allowedModes as u32;
+        let descriptor = (*info).expectedDesc;
+        if modes & pg_sys::SetFunctionReturnMode::SFRM_Materialize == 0 || descriptor.is_null() {
+            return Err(refused("a function that returns rows is called where their type is not known"));
+        }
+        let random_access = modes & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random != 0;
+        let caller = pg_sys::MemoryContextSwitchTo((*(*info).econtext).ecxt_per_query_memory);
+        let store = pg_sys::tuplestore_begin_heap(random_access, false, pg_sys::work_mem);
+        pg_sys::MemoryContextSwitchTo(caller);
+        (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+        (*info).setResult = store;
+        (*info).setDesc = std::ptr::null_mut();
+        Ok(Rows { store, descriptor })
     }
 }
 

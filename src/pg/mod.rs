@@ -8,6 +8,7 @@
 pub mod call;
 pub mod clock;
 pub mod hooks;
+pub mod insert;
 pub mod latch;
 pub mod shmem;
 pub mod spi;

@@ -96,6 +96,21 @@ impl Table {
         }
     }
 
+    pub(super) fn relation(&self) -> pg_sys::Relation {
+        self.relation
+    }
+
+    /// Its slot for rows that are looked at, or put in.
+    pub(super) fn slot(&self) -> *mut pg_sys::TupleTableSlot {
+        self.slot
+    }
+
+    /// One more slot for rows of this table.
+    pub(super) fn new_slot(&self) -> *mut pg_sys::TupleTableSlot {
+        // SAFETY: the relation is open.
+        unsafe { pg_sys::table_slot_create(self.relation, std::ptr::null_mut()) }
+    }
+
     /// Closes it. `keep`: the lock stays until the transaction ends, as after any change.
     pub fn close(self, mode: Option<u32>, keep: bool) {
         let mode = if keep { None } else { mode }.unwrap_or(pg_sys::NoLock);
@@ -239,7 +254,7 @@ fn item_pointer(tid: Tid) -> pg_sys::ItemPointerData {
     }
 }
 
-fn tid_of(pointer: &pg_sys::ItemPointerData) -> Tid {
+pub(super) fn tid_of(pointer: &pg_sys::ItemPointerData) -> Tid {
     let block = (u32::from(pointer.ip_blkid.bi_hi) << 16) | u32::from(pointer.ip_blkid.bi_lo);
     Tid { block, offset: pointer.ip_posid }
 }

@@ -42,11 +42,18 @@ pub fn has_rights(table: u32, rights: &[Right]) -> bool {
 
 /// Whether a role has all of these rights on the table.
 pub fn role_has_rights(role: u32, table: u32, rights: &[Right]) -> bool {
-    rights.iter().all(|right| {
-        // SAFETY: a look-up in the system caches, in a transaction.
-        let result = unsafe { pg_sys::pg_class_aclcheck(table.into(), role.into(), right.bit() as _) };
-        result == pg_sys::AclResult::ACLCHECK_OK
-    })
+    let wanted = rights.iter().fold(0, |wanted, right| wanted | right.bit());
+    // SAFETY: a look-up in the system caches, in a transaction.
+    let has = unsafe {
+        pg_sys::pg_class_aclmask(table.into(), role.into(), wanted as _, pg_sys::AclMaskHow::ACLMASK_ALL)
+    };
+    has as u64 == wanted
+}
+
+/// Whether an extension has a say in who may do what to a table (sepgsql, pgaudit).
+pub fn are_rights_hooked() -> bool {
+    // SAFETY: a variable of this process, set while libraries are loaded.
+    unsafe { (&raw const pg_sys::ExecutorCheckPerms_hook).read().is_some() }
 }
 
 /// Whether the current role owns the table, or is of a role that does, or is a superuser.

@@ -15,7 +15,7 @@ use crate::queue::resolve::{self, For, Queue};
 use crate::queue::take::find;
 use crate::queue::{args, column, dead_letter};
 use pgrx::pg_sys;
-use queue_dispatch::{Fence, Pin, Pinned, QueueRef, Tid, CHUNK_MAX};
+use queue_dispatch::{Fence, Pin, Pinned, QueueRef, Row, Tid, CHUNK_MAX};
 use std::collections::HashMap;
 
 /// What becomes of a finished message.
@@ -90,7 +90,8 @@ fn fence_of(lease_id: Option<i64>, msg_id: i64, mine: &HashMap<i64, i64>) -> Fen
 pub fn pin(queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool) -> Result<(QueueRef, Vec<Held>)> {
     debug_assert!(ids.len() <= CHUNK_MAX);
     journal::reserve(2 * ids.len())?;
-    let mine = journal::leases_of(queue.at());
+    let has_unfenced = !cancel && ids.iter().any(|(_, lease_id)| lease_id.is_none());
+    let mine = if has_unfenced { journal::leases_of(queue.at()) } else { HashMap::new() };
     let me = latch::my_proc();
     let mut pins = Vec::with_capacity(ids.len());
     let at = queue.with(|arena, at, now, fx| {
@@ -137,8 +138,8 @@ pub fn finish(
     }
     for chunk in ids.chunks(CHUNK_MAX) {
         let finished = finish_chunk(&queue, chunk, keep, false)?;
-        for (msg_id, _) in chunk {
-            if finished.contains(msg_id) {
+        for ((msg_id, _), is_finished) in chunk.iter().zip(finished) {
+            if is_finished {
                 done(*msg_id);
             } else if strict {
                 return Err(Error::Lost { queue: queue.name.clone(), msg_id: *msg_id });
@@ -149,25 +150,45 @@ pub fn finish(
     Ok(())
 }
 
-fn finish_chunk(
-    queue: &Queue,
-    ids: &[(i64, Option<i64>)],
-    keep: Keep,
-    cancel: bool,
-) -> Result<std::collections::HashSet<i64>> {
-    let mut finished = std::collections::HashSet::with_capacity(ids.len());
+/// A message to be finished, by its place in the call.
+struct Target {
+    place: usize,
+    msg_id: i64,
+    tid: Tid,
+    count: u32,
+    is_pinned: bool,
+}
+
+/// Finishes (at most [`CHUNK_MAX`]) messages; says of each whether it was.
+fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: bool) -> Result<Vec<bool>> {
+    let mut finished = vec![false; ids.len()];
     let mut others = Vec::with_capacity(ids.len());
-    let mut own = Vec::new();
-    for (msg_id, lease_id) in ids {
+    let mut targets = Vec::with_capacity(ids.len());
+    for (place, (msg_id, lease_id)) in ids.iter().enumerate() {
         match journal::own_find(queue.relation, *msg_id, *lease_id) {
-            Own::No => others.push((*msg_id, *lease_id)),
+            Own::No => others.push((place, (*msg_id, *lease_id))),
             Own::Yes(_, held) if cancel && held != 0 => {}
-            Own::Yes(row, _) => own.push(row),
+            Own::Yes(Row { tid, count, .. }, _) => {
+                targets.push(Target { place, msg_id: *msg_id, tid, count, is_pinned: false });
+            }
             Own::Lost => {}
         }
     }
-    let (at, held) = if others.is_empty() { (queue.at(), Vec::new()) } else { pin(queue, &others, cancel)? };
-    if held.is_empty() && own.is_empty() {
+    let own_len = targets.len();
+    let mut at = queue.at();
+    if !others.is_empty() {
+        let (places, ids): (Vec<usize>, Vec<_>) = others.into_iter().unzip();
+        let (pinned_at, held) = pin(queue, &ids, cancel)?;
+        at = pinned_at;
+        // What is held is in the order of what was asked for.
+        let mut places = places.into_iter().zip(ids);
+        for Held { msg_id, pinned } in held {
+            let Some((place, _)) = places.find(|(_, (id, _))| *id == msg_id) else { break };
+            let (tid, count) = pinned.map_or((Tid::default(), 0), |p| (p.tid, p.count));
+            targets.push(Target { place, msg_id, tid, count, is_pinned: pinned.is_some() });
+        }
+    }
+    if targets.is_empty() {
         return Ok(finished);
     }
     crate::wait_point!("finish-verify");
@@ -175,35 +196,28 @@ fn finish_chunk(
     let Some(table) = Table::open(queue.relation, None) else {
         return Err(Error::QueueUnknown { queue: queue.name.clone() });
     };
-    let targets = held
-        .iter()
-        .map(|h| {
-            let tid = h.pinned.map_or(Tid::default(), |p| p.tid);
-            (h.msg_id, tid, h.pinned.map_or(0, |p| p.count), h.pinned.is_some())
-        })
-        .chain(own.iter().map(|row| (row.msg_id, row.tid, row.count, false)));
-    for (msg_id, tid, count, is_pinned) in targets {
+    for Target { place, msg_id, tid, count, is_pinned } in &targets {
         // A row that is not there: the pin stays until the end of the transaction. If this transaction itself
         // deleted the row and rolls back, the message is where it was.
-        let Some(record) = find(queue, &table, tid, msg_id, &snapshot) else { continue };
-        match delete_row(queue, &table, record.tid(), msg_id, &snapshot)? {
+        let Some(record) = find(queue, &table, *tid, *msg_id, &snapshot) else { continue };
+        match delete_row(queue, &table, record.tid(), *msg_id, &snapshot)? {
             Deleted::Ok => {
                 // The record is the version that was deleted: another than was found, if somebody had moved it.
                 if keep == Keep::Archive {
-                    dead_letter::archive(queue, dead_letter::copy(&record, count), "archived")?;
+                    dead_letter::archive(queue, dead_letter::copy(&record, *count), "archived")?;
                 }
-                finished.insert(msg_id);
+                finished[*place] = true;
             }
-            Deleted::Kept if is_pinned => unpin(at, msg_id)?,
+            Deleted::Kept if *is_pinned => unpin(at, *msg_id)?,
             _ => {}
         }
     }
     crate::wait_point!("finish-deleted");
     table.close(None, true);
     snapshot.done();
-    for row in own {
-        if finished.contains(&row.msg_id) {
-            journal::own_set(queue.relation, row.msg_id, OwnThen::Finish)?;
+    for own in &targets[..own_len] {
+        if finished[own.place] {
+            journal::own_set(queue.relation, own.msg_id, OwnThen::Finish)?;
         }
     }
     Ok(finished)
@@ -255,7 +269,7 @@ pub fn queue_cancel(args: &Args) -> Result<Value> {
     let queue = resolve::open(&name, RowExclusiveLock)?;
     queue.check("cancel messages of", &[Right::Delete], "DELETE on its table")?;
     let finished = finish_chunk(&queue, &[(msg_id, None)], Keep::No, true)?;
-    Ok(Value::of(finished.contains(&msg_id)))
+    Ok(Value::of(finished == [true]))
 }
 
 /// The row of a pinned message, for retry and the like.

@@ -129,12 +129,19 @@ fn record(op: Op) -> Result<()> {
 
 // ---- what the trigger sees ---------------------------------------------------------------------------------
 
+/// Makes room for so many sends.
+pub fn reserve_sent(messages: usize) -> Result<()> {
+    let messages = messages.min(settings::JOURNAL_SENT_MAX);
+    JOURNAL
+        .with_borrow_mut(|j| j.entries.try_reserve(messages).and_then(|()| j.overlay.reserve(messages)))
+        .map_err(|_| Error::Memory)
+}
+
 /// A row was inserted, by whatever statement.
 pub fn sent(relation: u32, row: Row) -> Result<()> {
-    capture::inserted(relation, row.msg_id);
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
-        j.entries.try_reserve(1).and_then(|()| j.overlay.reserve()).map_err(|_| Error::Memory)?;
+        j.entries.try_reserve(1).and_then(|()| j.overlay.reserve(1)).map_err(|_| Error::Memory)?;
         if j.overlay.len() < settings::JOURNAL_SENT_MAX {
             j.overlay.push(relation, row);
             j.push(Op::Sent, sub);
@@ -179,10 +186,10 @@ pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
     })?;
     // With another id it is another message.
     if is_known {
-        Ok(())
-    } else {
-        sent(relation, row)
+        return Ok(());
     }
+    capture::inserted(relation, row.msg_id);
+    sent(relation, row)
 }
 
 /// The table was truncated: of what this transaction sent so far nothing is left.

@@ -91,9 +91,9 @@ impl Overlay {
         self.locals.iter()
     }
 
-    /// Makes room for one more, so that `push` cannot fail.
-    pub fn reserve(&mut self) -> Result<(), std::collections::TryReserveError> {
-        self.locals.try_reserve(1)
+    /// Makes room for so many more, so that `push` cannot fail.
+    pub fn reserve(&mut self, more: usize) -> Result<(), std::collections::TryReserveError> {
+        self.locals.try_reserve(more)
     }
 
     /// A message was sent.

@@ -5,7 +5,8 @@
 //! is the cache believed. So a name never means another table than the one that is locked.
 
 use crate::error::{Error, Result};
-use crate::pg::call::Value;
+use crate::pg::call::{self, Value};
+use crate::pg::insert::{Direct, Source};
 use crate::pg::table::{self, Snapshot, Table};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem, spi, xact};
@@ -79,6 +80,8 @@ pub struct Queue {
     pub key: u32,
     /// The index on `visible_at`.
     pub due: u32,
+    /// The way past the executor for its messages, if its table is as queue_create made it.
+    pub direct: Option<Direct>,
     /// Its settings.
     pub settings: Settings,
     /// Its place in the dispatcher.
@@ -87,13 +90,24 @@ pub struct Queue {
     plans: RefCell<[Option<spi::Plan>; PLANS]>,
 }
 
+/// Where a sent message's columns come from, as `admin` makes the table.
+const SOURCES: [Source; 9] = [
+    Source::Identity,    // msg_id
+    Source::Clock,       // enqueued_at
+    Source::GivenOrNull, // visible_at
+    Source::Zero,        // delivery_count
+    Source::Zero,        // priority
+    Source::Null,        // group_key
+    Source::GivenOrNull, // headers
+    Source::Given,       // message
+    Source::Null,        // last_error
+];
+
 /// What a kept plan is for.
 #[derive(Clone, Copy)]
 pub enum For {
-    /// `send`: one row.
+    /// `send`: rows.
     Send,
-    /// `send`: a batch.
-    SendBatch,
     /// `finish`: deletion through the executor.
     Delete,
     /// `retry`: the row's new state.
@@ -102,7 +116,7 @@ pub enum For {
     Archive,
 }
 
-const PLANS: usize = 5;
+const PLANS: usize = 4;
 
 thread_local! {
     static CACHE: RefCell<HashMap<String, Rc<Queue>>> = RefCell::new(HashMap::new());
@@ -167,7 +181,7 @@ pub fn open(name: &str, mode: u32) -> Result<Rc<Queue>> {
     loop {
         if let Some(queue) = cached(name) {
             table::lock(queue.relation, mode);
-            if cached(name).is_some_and(|again| again.relation == queue.relation) {
+            if !IS_STALE.get() {
                 return Ok(queue);
             }
             table::unlock(queue.relation, mode);
@@ -208,6 +222,10 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
     let key = table.primary_key(column::MSG_ID as i16);
     let due = table::index_on(&table, column::VISIBLE_AT as i16, pg_sys::TIMESTAMPTZOID);
     let is_heap = table.is_heap();
+    let direct = key.zip(due).filter(|_| is_heap && columns_are_ours(&columns)).and_then(|(key, due)| {
+        let trigger = call::function_oid("queue.on_change()");
+        Direct::of(&table, &SOURCES, (key, due, column::VISIBLE_AT), trigger)
+    });
     table.close(None, true);
     if !is_heap {
         return Err(broken("It is not an ordinary table in heap storage."));
@@ -223,6 +241,7 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
         archive,
         key,
         due,
+        direct,
         settings,
         at: Cell::new(QueueRef { epoch: 0, generation: 0, index: 0 }),
         plans: RefCell::new([None; PLANS]),
@@ -360,6 +379,13 @@ impl Queue {
             });
         }
         Ok(())
+    }
+
+    /// Whether the caller's rights are such that an INSERT would come to the same as going past it.
+    pub fn may_insert_directly(&self) -> bool {
+        user::has_rights(self.relation, &[Right::Insert])
+            && !user::is_row_filtered(self.relation)
+            && !user::are_rights_hooked()
     }
 
     /// A kept plan, prepared when it is first asked for. Its text names the table, whose name cannot change

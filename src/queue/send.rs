@@ -1,5 +1,6 @@
-//! Sending: a row is inserted, by the executor, under the caller's own rights. What it publishes at commit is
-//! recorded by the trigger on the table ([`on_change`]), which sees plain INSERT, COPY and UPDATE just the same.
+//! Sending: rows are inserted, under the caller's own rights. On a table that is as queue_create made it they go past
+//! the executor and are recorded here ([`insert`]); on one to which its owner has added something, by a statement.
+//! Those, and plain INSERT, COPY and UPDATE, are recorded by the trigger on the table ([`on_change`]).
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
@@ -9,6 +10,7 @@ use crate::queue::resolve::{self, For, Queue};
 use crate::queue::{args, capture, journal, row_of};
 use crate::settings;
 use pgrx::pg_sys;
+use queue_dispatch::Row;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::cell::Cell;
@@ -51,32 +53,42 @@ pub fn send(args: &Args) -> Result<Value> {
     args::unbuilt(args.value(7).is_null(), "dedup_key")?;
     args::unbuilt(args.value(8).is_null(), "ttl")?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
-    let plan = queue.plan(For::Send, || {
-        spi::prepare(
-            &format!("INSERT INTO {} (visible_at, headers, message) VALUES ($1, $2, $3)", queue.table_name()),
-            &[pg_sys::TIMESTAMPTZOID.into(), pg_sys::JSONBOID.into(), pg_sys::JSONBOID.into()],
-        )
-    });
-    let (outcome, ids) =
-        capture::sending(queue.relation, || plan.run(&[visible_at, args.value(2), message], None));
-    match ids.first() {
-        Some(msg_id) => Ok(Value::of(*msg_id)),
-        None if outcome.processed == 0 => Ok(Value::NULL),
-        None => Err(no_trigger(&queue)),
-    }
+    let mut sent = Value::NULL;
+    insert(&queue, std::iter::once([visible_at, args.value(2), message]), &mut |id| sent = Value::of(id))?;
+    Ok(sent)
 }
 
-fn send_rows(
-    queue: &Queue,
-    visible_at: Vec<Value>,
-    headers: Vec<Value>,
-    messages: Vec<Value>,
-    rows: &mut Rows,
-) -> Result<()> {
-    if messages.is_empty() {
-        return Ok(());
+/// A message's row, as far as the sender gives it: `visible_at`, `headers`, `message`.
+type Given = [Value; 3];
+
+/// Inserts messages under the caller's own rights, and calls `done` with each one's id, in order. Past the executor
+/// where that goes past nothing, else by a statement.
+fn insert(queue: &Queue, rows: impl ExactSizeIterator<Item = Given>, done: &mut dyn FnMut(i64)) -> Result<()> {
+    let Some(direct) = queue.direct.as_ref().filter(|_| queue.may_insert_directly()) else {
+        return insert_by_statement(queue, rows, done);
+    };
+    let Some(table) = Table::open(queue.relation, None) else {
+        return Err(Error::QueueUnknown { queue: queue.name.clone() });
+    };
+    journal::reserve_sent(rows.len())?;
+    let mut due = Vec::with_capacity(rows.len());
+    let rows = rows.inspect(|row| due.push(row[0].time_us()));
+    let mut inserted = Vec::with_capacity(rows.len());
+    direct.insert(&table, rows, &mut |msg_id, tid| inserted.push((msg_id, tid)));
+    table.close(None, true);
+    for ((msg_id, tid), visible_at_us) in inserted.into_iter().zip(due) {
+        journal::sent(queue.relation, Row { msg_id, tid, visible_at_us, count: 0 })?;
+        done(msg_id);
     }
-    let plan = queue.plan(For::SendBatch, || {
+    Ok(())
+}
+
+fn insert_by_statement(
+    queue: &Queue,
+    rows: impl ExactSizeIterator<Item = Given>,
+    done: &mut dyn FnMut(i64),
+) -> Result<()> {
+    let plan = queue.plan(For::Send, || {
         // The row's number keeps the ids in the order of the input.
         spi::prepare(
             &format!(
@@ -88,10 +100,16 @@ fn send_rows(
             &[pg_sys::TIMESTAMPTZARRAYOID.into(), pg_sys::JSONBARRAYOID.into(), pg_sys::JSONBARRAYOID.into()],
         )
     });
+    let (mut due, mut headers, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+    for [visible_at, header, message] in rows {
+        due.push(visible_at);
+        headers.push(header);
+        messages.push(message);
+    }
     let (outcome, ids) = capture::sending(queue.relation, || {
         plan.run(
             &[
-                Value::array(pg_sys::TIMESTAMPTZOID.into(), &visible_at),
+                Value::array(pg_sys::TIMESTAMPTZOID.into(), &due),
                 Value::array(pg_sys::JSONBOID.into(), &headers),
                 Value::array(pg_sys::JSONBOID.into(), &messages),
             ],
@@ -101,9 +119,7 @@ fn send_rows(
     if (ids.len() as u64) < outcome.processed {
         return Err(no_trigger(queue));
     }
-    for msg_id in ids {
-        rows.emit([Value::of(msg_id)]);
-    }
+    ids.into_iter().for_each(done);
     Ok(())
 }
 
@@ -122,7 +138,11 @@ pub fn send_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     args::unbuilt(args.value(7).is_null(), "dedup_keys")?;
     args::unbuilt(args.value(8).is_null(), "ttl")?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
-    send_rows(&queue, vec![visible_at; len], headers, messages, rows)
+    if len == 0 {
+        return Ok(());
+    }
+    let given = headers.into_iter().zip(messages).map(|(header, message)| [visible_at, header, message]);
+    insert(&queue, given, &mut |msg_id| rows.emit([Value::of(msg_id)]))
 }
 
 /// One element of queue_send_entries' argument. The message stays the text it is: numbers keep every digit.
@@ -162,7 +182,7 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
             format!("at most {} elements", settings::BATCH_MAX),
         ));
     }
-    let (mut due, mut headers, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+    let mut given: Vec<Given> = Vec::with_capacity(raw.len());
     for (index, raw) in raw.iter().enumerate() {
         let problem = |problem: String| Error::Entry { index, problem };
         if !raw.get().starts_with('{') {
@@ -175,12 +195,17 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
         args::unbuilt(entry.ttl.is_none(), "ttl")?;
         let delay = entry.delay.as_deref().map_or(Value::NULL, Value::of_interval_text);
         let deliver_at = entry.deliver_at.as_deref().map_or(Value::NULL, Value::of_time_text);
-        due.push(visible_at(delay, deliver_at)?);
-        headers.push(entry.headers.map_or(Value::NULL, |h| Value::of_jsonb_text(h.get())));
-        messages.push(Value::of_jsonb_text(entry.message.get()));
+        given.push([
+            visible_at(delay, deliver_at)?,
+            entry.headers.map_or(Value::NULL, |h| Value::of_jsonb_text(h.get())),
+            Value::of_jsonb_text(entry.message.get()),
+        ]);
     }
     let queue = resolve::open(&name, RowExclusiveLock)?;
-    send_rows(&queue, due, headers, messages, rows)
+    if given.is_empty() {
+        return Ok(());
+    }
+    insert(&queue, given.into_iter(), &mut |msg_id| rows.emit([Value::of(msg_id)]))
 }
 
 thread_local! {
@@ -203,7 +228,9 @@ pub fn on_change(args: &Args) -> Result<Value> {
         Fired::Truncated(relation) => journal::emptied(relation)?,
         Fired::Inserted(relation, record) => {
             check_columns(relation)?;
-            journal::sent(relation, row_of(&record))?;
+            let row = row_of(&record);
+            capture::inserted(relation, row.msg_id);
+            journal::sent(relation, row)?;
         }
         Fired::Updated(relation, old, new) => {
             check_columns(relation)?;

@@ -92,12 +92,12 @@ fn take_ready(
     let pid = latch::my_pid();
     while given < quantity {
         pgrx::check_for_interrupts!();
-        let mut taken = [Taken::default(); CHUNK_MAX];
         let want = (quantity - given).min(CHUNK_MAX);
+        let mut taken = vec![Taken::default(); want];
         journal::reserve(want)?;
         let (count, at, now) = queue.with(|arena, at, now, fx| {
             let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), owner, pid };
-            (arena.take(at, lease, now, &mut taken[..want], fx), at, now)
+            (arena.take(at, lease, now, &mut taken, fx), at, now)
         })?;
         let taken = &taken[..count];
         for one in taken {
@@ -527,14 +527,17 @@ pub fn queue_delete_and_read(args: &Args, rows: &mut Rows) -> Result<()> {
     args::unbuilt(args.value(6).is_null(), "consumer")?;
     let strict = args::flag(args, 5, false);
     let ids = args::ids(args, 1, 2)?;
-    super::finish::finish(&name, ("lease_ids", &ids), strict, super::finish::Keep::No, &mut |_| {})?;
+    let mut has_finished = false;
+    super::finish::finish(&name, ("lease_ids", &ids), strict, super::finish::Keep::No, &mut |_| {
+        has_finished = true
+    })?;
     let request = Request {
         queues: std::slice::from_ref(&name),
         quantity,
         lease_us,
         wait_us: 0,
         mode: Mode::Lease,
-        never_waits: true,
+        never_waits: has_finished,
     };
     read(&request, &mut |_, delivery| rows.emit(delivery.values()))
 }

@@ -76,21 +76,34 @@ pub fn main(database: u32) {
     }
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut postponed = Postponed::new();
+    let mut prepared_us = 0;
     loop {
         worker::reload_config();
-        let is_replaced =
-            matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != me);
-        if is_replaced || super::is_kept_away(database) {
-            worker::end();
+        let is_called = shmem::with_arena(|arena, _, _| arena.worker_round(database)).unwrap_or(true);
+        if is_called {
+            end_if_unwanted(database);
         }
-        // If that cannot be told now, it is as it was.
-        if serves_extension() == Some(false) {
-            super::forget_database(database);
-            tell_idle(database);
-            worker::end();
+        if is_called || prepared_us <= clock::now().mono_us {
+            prepared_us = prepared();
         }
-        let sleep_ms = round(database, &mut postponed);
-        latch::sleep(sleep_ms, wait_event);
+        latch::sleep(round(database, prepared_us, &mut postponed), wait_event);
+    }
+}
+
+/// Ends this worker if another has its place, or somebody needs the database for himself, or there is nothing to
+/// serve in it any more.
+fn end_if_unwanted(database: u32) {
+    let me = latch::my_proc();
+    let is_replaced =
+        matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != me);
+    if is_replaced || super::is_kept_away(database) {
+        worker::end();
+    }
+    // If that cannot be told now, it is as it was.
+    if serves_extension() == Some(false) {
+        super::forget_database(database);
+        tell_idle(database);
+        worker::end();
     }
 }
 
@@ -109,10 +122,9 @@ fn tell_idle(database: u32) {
     });
 }
 
-/// One round over everything. Returns how long nothing is due, in milliseconds, -1 for ever.
-fn round(database: u32, postponed: &mut Postponed) -> i64 {
-    let _ = shmem::with_arena(|arena, _, _| arena.worker_round(database));
-    let mut next_us = prepared();
+/// One round over the queues. Returns how long nothing is due, in milliseconds, -1 for ever.
+fn round(database: u32, prepared_us: i64, postponed: &mut Postponed) -> i64 {
+    let mut next_us = prepared_us;
     let mut from = 0;
     while from != NIL {
         let Ok((tick, next)) = shmem::with_arena(|arena, now, fx| arena.tick(database, from, now, fx)) else {

@@ -273,6 +273,7 @@ impl<'a> Arena<'a> {
         }
         for db in self.dbs.iter_mut() {
             db.wake_at_us = 0;
+            db.is_called = true;
             if db.proc != NIL {
                 fx.wake_worker(db.proc);
             }

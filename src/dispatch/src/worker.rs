@@ -15,11 +15,13 @@ pub struct Db {
     pub(crate) proc: u32,
     /// When the worker wakes by itself: only what is due earlier wakes it.
     pub(crate) wake_at_us: i64,
+    /// Woken for what is not one queue's matter.
+    pub(crate) is_called: bool,
 }
 
 impl Db {
     /// An unused entry.
-    pub const FREE: Db = Db { oid: 0, proc: NIL, wake_at_us: 0 };
+    pub const FREE: Db = Db { oid: 0, proc: NIL, wake_at_us: 0, is_called: false };
 }
 
 /// What a queue asks of the worker.
@@ -49,7 +51,7 @@ impl Arena<'_> {
     /// A worker begins (`proc`) or ends (`NIL`). False: more databases than the table holds.
     pub fn worker_set(&mut self, oid: u32, proc: u32) -> bool {
         let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
-        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0 };
+        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true };
         for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
             if queue.is_attached && queue.database == oid {
                 queue.db = index;
@@ -75,11 +77,14 @@ impl Arena<'_> {
         self.db_find(oid).map_or(NIL, |index| self.dbs[index as usize].proc)
     }
 
-    /// The worker is about to look at its queues; what comes up from now on wakes it.
-    pub fn worker_round(&mut self, oid: u32) {
-        if let Some(index) = self.db_find(oid) {
-            self.dbs[index as usize].wake_at_us = NEVER_US;
-        }
+    /// The worker is about to look at its queues; what comes up from now on wakes it. True if it is to look at the
+    /// database, too: it has just begun, or was called by [`Arena::worker_wake`].
+    pub fn worker_round(&mut self, oid: u32) -> bool {
+        self.db_find(oid).is_some_and(|index| {
+            let db = &mut self.dbs[index as usize];
+            db.wake_at_us = NEVER_US;
+            core::mem::take(&mut db.is_called)
+        })
     }
 
     /// The worker has looked and will sleep until `until_us`. Returns the time it may really sleep until:
@@ -128,6 +133,7 @@ impl Arena<'_> {
         if let Some(index) = self.db_find(oid) {
             let db = &mut self.dbs[index as usize];
             db.wake_at_us = 0;
+            db.is_called = true;
             if db.proc != NIL {
                 fx.wake_worker(db.proc);
             }
