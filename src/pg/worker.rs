@@ -200,6 +200,13 @@ pub fn has_extension(name: &std::ffi::CStr) -> bool {
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
 }
 
+/// Forgets what this process remembers of the catalogs. For one that is told of a commit by its callback: that runs
+/// after the commit is visible, but before others hear that what they remember is out of date.
+pub fn forget_catalogs() {
+    // SAFETY: in a transaction that has nothing open yet.
+    unsafe { pg_sys::InvalidateSystemCaches() }
+}
+
 /// Ends this worker, whose work is done, without complaint.
 pub fn end() -> ! {
     #[allow(unreachable_code)] // only some versions' bindings know that it does not return

@@ -109,7 +109,10 @@ fn end_if_unwanted(database: u32) {
 
 /// `None`: it could not be looked up.
 fn serves_extension() -> Option<bool> {
-    worker::transaction("looking for the extension", || Ok(worker::has_extension(c"pg_queue")))
+    worker::transaction("looking for the extension", || {
+        worker::forget_catalogs();
+        Ok(worker::has_extension(c"pg_queue"))
+    })
 }
 
 /// Tells the launcher that there is nothing to serve here.
