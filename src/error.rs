@@ -29,6 +29,8 @@ pub enum Error {
     Unsupported { what: String, hint: Option<String> },
     /// 42501.
     Denied { action: &'static str, queue: String, needs: String },
+    /// 42501: no USAGE on the schema of the queues.
+    SchemaDenied,
     /// 55006: queue or archive holds rows.
     NotEmpty { queue: String },
     /// 55006: another queue sends its dead letters here.
@@ -115,6 +117,12 @@ impl Error {
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("permission denied to {action} queue \"{queue}\""),
                 Some(format!("This needs {needs}.")),
+                None,
+            ),
+            Error::SchemaDenied => (
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "permission denied for schema queue".into(),
+                None,
                 None,
             ),
             Error::NotEmpty { queue } => (

@@ -125,6 +125,59 @@ fn read_in_repeatable_read_gives_what_is_newer_than_its_snapshot() {
     assert_eq!(rows(&mut reader, "q"), 0);
 }
 
+#[test]
+fn send_beside_other_sessions_does_as_insert_does() {
+    let database = database_with(&["q"]);
+    let (mut sender, mut other) = (session(&database), session(&database));
+    send(&mut sender, "q", 1);
+    // What another session does to the table is heard of before the next send, and waited for.
+    other
+        .batch_execute(
+            "CREATE FUNCTION odd() RETURNS trigger LANGUAGE plpgsql
+               AS $$ BEGIN NEW.message := '0'; RETURN NEW; END $$;
+             CREATE TRIGGER odd BEFORE INSERT ON queue.q FOR EACH ROW EXECUTE FUNCTION odd()",
+        )
+        .unwrap();
+    send(&mut sender, "q", 2);
+    other
+        .batch_execute(
+            "BEGIN; DROP TRIGGER odd ON queue.q; ALTER TABLE queue.q ADD CONSTRAINT few CHECK (message < '9')",
+        )
+        .unwrap();
+    let sending = sender.run("SELECT queue_send('q', '9')").unwrap();
+    database.wait_until_backend_waits(sending.pid(), "Lock", Some("relation"));
+    other.batch_execute("COMMIT").unwrap();
+    let (mut sender, sent) = sending.join().unwrap();
+    assert_eq!(code(sent), "23514");
+    other.batch_execute("ALTER TABLE queue.q DROP CONSTRAINT few").unwrap();
+    send(&mut sender, "q", 9);
+    other.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY once ON queue.q (message)").unwrap();
+    assert_eq!(code(try_send(&mut sender, "q", 9)), "23505");
+    other.batch_execute("DROP INDEX CONCURRENTLY queue.once").unwrap();
+    other.batch_execute("CREATE ROLE sender_beside; GRANT INSERT ON queue.q TO sender_beside").unwrap();
+    sender.batch_execute("SET ROLE sender_beside; SELECT queue_send('q', '3')").unwrap();
+    other.batch_execute("REVOKE INSERT ON queue.q FROM sender_beside").unwrap();
+    assert_eq!(code(try_send(&mut sender, "q", 4)), "42501");
+    sender.batch_execute("RESET ROLE").unwrap();
+    other.batch_execute("DROP ROLE sender_beside").unwrap();
+    // Two that each saw what the other had not sent yet: no order of them explains that.
+    for send in ["SELECT queue_send('q', '5')", "SELECT queue_send_batch('q', '{5,6}')"] {
+        for client in [&mut sender, &mut other] {
+            client.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM queue.q").unwrap();
+        }
+        let mut failed = Vec::new();
+        for statement in [send, "COMMIT"] {
+            for client in [&mut sender, &mut other] {
+                failed.extend(client.batch_execute(statement).err().map(|error| code::<()>(Err(error))));
+            }
+        }
+        assert_eq!(failed, ["40001"], "{send}");
+    }
+    let messages: Vec<_> =
+        std::iter::from_fn(|| read(&mut other, "q", 1).pop()).map(|got| got.message).collect();
+    assert_eq!(messages, [1, 0, 9, 3, 5, 5, 6]);
+}
+
 // ---- Load ---------------------------------------------------------------------------------------------------
 
 #[test]

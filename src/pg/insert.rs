@@ -74,7 +74,7 @@ impl Direct {
         let relation = table.relation();
         let identity = sources.iter().position(|source| *source == Source::Identity)? + 1;
         // SAFETY: all that is read belongs to the open relation's cache entry (rel.h), which a lock on the table keeps
-        // as it is; expression_planner copies the default that it folds.
+        // as it is.
         unsafe {
             let class = (*relation).rd_rel;
             let is_ordinary = !(*class).relispartition && (*relation).rd_rules.is_null();
@@ -306,28 +306,45 @@ unsafe fn has_sources(relation: pg_sys::Relation, sources: &[Source]) -> bool {
     }
 }
 
+/// Whether a column's default is the one meant, as it is written: folding it would run functions that somebody may
+/// replace, of which the table's cache entry hears nothing.
+///
 /// # Safety
 /// `relation` is open and has such a column.
 unsafe fn is_default(relation: pg_sys::Relation, column: usize, source: Source) -> bool {
-    // SAFETY: build_column_default gives an expression or null; the planner folds it into a node whose tag says
-    // what it is.
+    // SAFETY: build_column_default gives an expression or null; a node's tag says what it is, and a function call has
+    // as many arguments as its function.
     unsafe {
-        let default = pg_sys::build_column_default(relation, column as _);
+        let default: *mut pg_sys::Node = pg_sys::build_column_default(relation, column as _);
         if default.is_null() {
             return false;
         }
-        let folded: *mut pg_sys::Node = pg_sys::expression_planner(default.cast()).cast();
-        match ((*folded).type_, source) {
-            (pg_sys::NodeTag::T_Const, Source::Zero) => {
-                let constant: *mut pg_sys::Const = folded.cast();
-                !(*constant).constisnull && (*constant).constbyval && (*constant).constvalue.value() == 0
+        let function = |node: *mut pg_sys::Node| {
+            let call: *mut pg_sys::FuncExpr = node.cast();
+            ((*node).type_ == pg_sys::NodeTag::T_FuncExpr).then(|| (u32::from((*call).funcid), (*call).args))
+        };
+        match (source, function(default)) {
+            (Source::Clock, Some((called, _))) => called == pg_sys::F_CLOCK_TIMESTAMP,
+            // 0 is an int4, and the column may be an int2.
+            (Source::Zero, Some((called, arguments))) => {
+                called == pg_sys::F_INT2_INT4 && is_zero(pg_sys::list_nth(arguments, 0).cast())
             }
-            (pg_sys::NodeTag::T_FuncExpr, Source::Clock) => {
-                let call: *mut pg_sys::FuncExpr = folded.cast();
-                u32::from((*call).funcid) == pg_sys::F_CLOCK_TIMESTAMP
-            }
+            (Source::Zero, None) => is_zero(default),
             _ => false,
         }
+    }
+}
+
+/// # Safety
+/// `node` is an expression.
+unsafe fn is_zero(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag says what it is.
+    unsafe {
+        let constant: *mut pg_sys::Const = node.cast();
+        (*node).type_ == pg_sys::NodeTag::T_Const
+            && !(*constant).constisnull
+            && (*constant).constbyval
+            && (*constant).constvalue.value() == 0
     }
 }
 

@@ -73,16 +73,25 @@ pub fn is_owner(table: u32) -> bool {
 
 /// Whether the current role may create objects in a schema.
 pub fn may_create_in(schema: u32) -> bool {
+    has_schema_right(schema, pg_sys::ACL_CREATE)
+}
+
+/// Whether the current role may look up objects in a schema.
+pub fn may_use(schema: u32) -> bool {
+    has_schema_right(schema, pg_sys::ACL_USAGE)
+}
+
+fn has_schema_right(schema: u32, right: u32) -> bool {
     // SAFETY: look-ups in the system caches, in a transaction.
     unsafe {
         #[cfg(feature = "pg15")]
-        let result = pg_sys::pg_namespace_aclcheck(schema.into(), pg_sys::GetUserId(), pg_sys::ACL_CREATE as _);
+        let result = pg_sys::pg_namespace_aclcheck(schema.into(), pg_sys::GetUserId(), right as _);
         #[cfg(not(feature = "pg15"))]
         let result = pg_sys::object_aclcheck(
             pg_sys::NamespaceRelationId,
             schema.into(),
             pg_sys::GetUserId(),
-            pg_sys::ACL_CREATE as _,
+            right as _,
         );
         result == pg_sys::AclResult::ACLCHECK_OK
     }

@@ -177,6 +177,10 @@ pub fn open(name: &str, mode: u32) -> Result<Rc<Queue>> {
         return Err(Error::NotPreloaded);
     }
     hooks::watch_relations();
+    // As for any statement that names the table.
+    if !user::schema(c"queue").is_some_and(user::may_use) {
+        return Err(Error::SchemaDenied);
+    }
     let unknown = || Error::QueueUnknown { queue: name.to_owned() };
     loop {
         if let Some(queue) = cached(name) {
@@ -223,7 +227,7 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
     let due = table::index_on(&table, column::VISIBLE_AT as i16, pg_sys::TIMESTAMPTZOID);
     let is_heap = table.is_heap();
     let direct = key.zip(due).filter(|_| is_heap && columns_are_ours(&columns)).and_then(|(key, due)| {
-        let trigger = call::function_oid("queue.on_change()");
+        let trigger = user::acting_as_extension(|| call::function_oid("queue.on_change()"));
         Direct::of(&table, &SOURCES, (key, due, column::VISIBLE_AT), trigger)
     });
     table.close(None, true);

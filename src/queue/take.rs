@@ -136,14 +136,21 @@ fn fetch(
             continue;
         };
         let row = row_of(&record);
-        if is_changed_here(&record, row, one) {
-            // What this transaction wrote is not true for others yet: the slot follows at commit, if there is one.
-            if pin_leased(at, one)? {
-                journal::pinned_then(at, one.msg_id, journal::Then::Refile(row));
+        let mut count = one.count;
+        // Most rows say nothing but that the message is there.
+        if row.visible_at_us.is_some() || row.count >= one.count {
+            if is_changed_here(&record, row, one) {
+                // What this transaction wrote is not true for others yet: the slot follows at commit, if there is one.
+                if pin_leased(at, one)? {
+                    journal::pinned_then(at, one.msg_id, journal::Then::Refile(row));
+                }
+                continue;
             }
-            continue;
+            match settle(at, one, row)? {
+                Some(settled) => count = settled,
+                None => continue,
+            }
         }
-        let Some(count) = settle(at, one, row)? else { continue };
         if mode == Mode::Pop && !delete_leased(queue, at, one, &table, &record, &snapshot)? {
             continue;
         }

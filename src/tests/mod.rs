@@ -9,6 +9,7 @@
 mod alter;
 mod catalog;
 mod create;
+mod direct;
 mod drop;
 mod finish;
 mod grant;

@@ -553,11 +553,11 @@ impl<'a> Arena<'a> {
         let queue = &mut self.queues[self.slots[index as usize].queue as usize];
         match state {
             State::Ready => {
-                tree::remove(self.slots, &mut queue.ready, index, Order::Id);
+                tree::remove(self.slots, self.head.epoch, &mut queue.ready, index, Order::Id);
                 queue.ready_len -= 1;
             }
             State::Delayed | State::Leased => {
-                tree::remove(self.slots, &mut queue.timed, index, Order::Deadline);
+                tree::remove(self.slots, self.head.epoch, &mut queue.timed, index, Order::Deadline);
                 if state == State::Delayed {
                     queue.delayed_len -= 1;
                 } else {
@@ -565,7 +565,7 @@ impl<'a> Arena<'a> {
                 }
             }
             State::Exhausted => {
-                tree::remove(self.slots, &mut queue.exhausted, index, Order::Id);
+                tree::remove(self.slots, self.head.epoch, &mut queue.exhausted, index, Order::Id);
                 queue.exhausted_len -= 1;
             }
             State::Pinned | State::Free | State::Untracked => return,
@@ -574,6 +574,20 @@ impl<'a> Arena<'a> {
         let slot = &mut self.slots[index as usize];
         slot.from = state as u8;
         slot.state = State::Pinned as u8;
+    }
+
+    /// Unfiles the first ready slot; NIL if there is none.
+    pub(crate) fn unfile_first_ready(&mut self, q: u32) -> u32 {
+        let queue = &mut self.queues[q as usize];
+        let index = tree::pop_first(self.slots, &mut queue.ready);
+        if index != NIL {
+            queue.ready_len -= 1;
+            queue.pinned_len += 1;
+            let slot = &mut self.slots[index as usize];
+            slot.from = State::Ready as u8;
+            slot.state = State::Pinned as u8;
+        }
+        index
     }
 
     fn file(&mut self, index: u32, state: State) {
@@ -586,15 +600,15 @@ impl<'a> Arena<'a> {
         queue.pinned_len -= 1;
         match state {
             State::Ready => {
-                tree::insert(self.slots, &mut queue.ready, index, Order::Id);
+                tree::insert(self.slots, self.head.epoch, &mut queue.ready, index, Order::Id);
                 queue.ready_len += 1;
             }
             State::Exhausted => {
-                tree::insert(self.slots, &mut queue.exhausted, index, Order::Id);
+                tree::insert(self.slots, self.head.epoch, &mut queue.exhausted, index, Order::Id);
                 queue.exhausted_len += 1;
             }
             _ => {
-                tree::insert(self.slots, &mut queue.timed, index, Order::Deadline);
+                tree::insert(self.slots, self.head.epoch, &mut queue.timed, index, Order::Deadline);
                 if state == State::Leased {
                     queue.leased_len += 1;
                 } else {

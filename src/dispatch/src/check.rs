@@ -157,7 +157,10 @@ impl Arena<'_> {
             ensure(slot.queue == q && states.contains(&slot.state()), "stranger in a tree")?;
             ensure(above == NIL || tree::is_less(self.slots, here, above, order), "tree out of order")?;
             for child in [slot.left, slot.right] {
-                ensure(child == NIL || tree::is_above(here, child), "tree is no heap")?;
+                ensure(
+                    child == NIL || tree::is_above(self.slots, self.head.epoch, here, child),
+                    "tree is no heap",
+                )?;
             }
             above = here;
             here = tree::before(self.slots, root, here, order);

@@ -9,7 +9,9 @@ use crate::{Effects, NIL};
 
 impl Arena<'_> {
     fn bucket(&self, q: u32, msg_id: i64) -> usize {
-        mix((msg_id as u64) ^ (u64::from(q) << 48)) as usize & (self.slot_buckets.len() - 1)
+        // Salted: whoever may INSERT chooses ids.
+        let salt = (u64::from(q) << 32) | u64::from(self.head.epoch);
+        mix((msg_id as u64) ^ mix(salt)) as usize & (self.slot_buckets.len() - 1)
     }
 
     /// The slot of a message, or NIL.

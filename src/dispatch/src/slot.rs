@@ -73,9 +73,15 @@ impl State {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Slot {
+    // What trees and hash chains look at comes first: a walk touches one cache line of most slots.
     pub(crate) msg_id: i64,
     /// Leased: end of the lease. Delayed: when it becomes ready. On the clock that never jumps.
     pub(crate) deadline_us: i64,
+    pub(crate) left: u32,
+    pub(crate) right: u32,
+    /// Next slot in the hash chain, or on the free list.
+    pub(crate) next: u32,
+    pub(crate) queue: u32,
     /// The last delivery's lease; 0 = never delivered since it is tracked.
     pub(crate) lease_id: i64,
     pub(crate) leased_at_us: i64,
@@ -84,7 +90,6 @@ pub struct Slot {
     pub(crate) count: u32,
     /// Deliveries that the row knows of. Less than `count`: the slot must not be evicted.
     pub(crate) row_count: u32,
-    pub(crate) queue: u32,
     /// The backend whose open transaction leased it; NIL when none.
     pub(crate) owner: u32,
     /// Pinned: the backend whose open transaction did that. Not the owner: another session may finish what an
@@ -92,10 +97,6 @@ pub struct Slot {
     pub(crate) pinner: u32,
     /// Process id of the backend that took the last lease, for those who look.
     pub(crate) pid: u32,
-    /// Next slot in the hash chain, or on the free list.
-    pub(crate) next: u32,
-    pub(crate) left: u32,
-    pub(crate) right: u32,
     pub(crate) offset: u16,
     /// Reads in a row whose transaction rolled back.
     pub(crate) returned: u8,

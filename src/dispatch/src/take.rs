@@ -275,11 +275,10 @@ impl Arena<'_> {
             if taken == out.len().min(crate::CHUNK_MAX) {
                 break;
             }
-            let slot = tree::first(self.slots, self.queues[q as usize].ready);
+            let slot = self.unfile_first_ready(q);
             if slot == NIL {
                 break;
             }
-            self.unfile(slot);
             if policy.is_exhausted(self.slots[slot as usize].count) {
                 self.file_ready(slot, fx);
                 continue;
@@ -441,9 +440,9 @@ impl Arena<'_> {
     /// Moves a leased slot's deadline.
     pub(crate) fn lease_move(&mut self, slot: u32, until_us: i64, fx: &mut Effects) {
         let q = self.slots[slot as usize].queue as usize;
-        tree::remove(self.slots, &mut self.queues[q].timed, slot, Order::Deadline);
+        tree::remove(self.slots, self.head.epoch, &mut self.queues[q].timed, slot, Order::Deadline);
         self.slots[slot as usize].deadline_us = until_us;
-        tree::insert(self.slots, &mut self.queues[q].timed, slot, Order::Deadline);
+        tree::insert(self.slots, self.head.epoch, &mut self.queues[q].timed, slot, Order::Deadline);
         self.worker_wanted_at(q as u32, until_us, fx);
     }
 

@@ -1,8 +1,12 @@
-//! Ordered sets of slots, woven through the slots themselves: a treap, whose random priorities are a hash of the
-//! slot's index, so that they cost no memory. Owns `left` and `right` of a slot; a slot is in one tree at most.
+//! Ordered sets of slots, woven through the slots themselves: a treap, whose random priorities are a hash, so that
+//! they cost no memory. Owns `left` and `right` of a slot; a slot is in one tree at most.
 //!
-//! All loops go down one path: O(log n) expected. No recursion, no allocation.
+//! All loops go down one path: O(log n) expected, as long as priorities have nothing to do with keys. Hence the hash
+//! is of the message's id and a salt that nobody outside knows: not of the slot's index, for slots are freed in the
+//! order of a tree that is emptied from its root and given out again in the order of ids; and not of the id alone,
+//! which whoever may INSERT can choose. No recursion, no allocation.
 
+use crate::policy::mix;
 use crate::slot::Slot;
 use crate::NIL;
 
@@ -22,12 +26,9 @@ enum Link {
     Right(u32),
 }
 
-fn priority(index: u32) -> u32 {
-    // The finaliser of MurmurHash3: neighbours in the arena get unrelated priorities.
-    let mut x = index.wrapping_add(0x9e37_79b9);
-    x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
-    x = (x ^ (x >> 13)).wrapping_mul(0xc2b2_ae35);
-    x ^ (x >> 16)
+fn priority(slots: &[Slot], salt: u32, index: u32) -> u32 {
+    let msg_id = slots[index as usize].msg_id as u64;
+    mix(msg_id ^ mix(u64::from(salt))) as u32
 }
 
 fn key(slots: &[Slot], index: u32, order: Order) -> (i64, i64) {
@@ -55,11 +56,11 @@ fn set(slots: &mut [Slot], root: &mut u32, link: Link, to: u32) {
 }
 
 /// Adds slot `new`, which is in no tree.
-pub(crate) fn insert(slots: &mut [Slot], root: &mut u32, new: u32, order: Order) {
-    let new_key = key(slots, new, order);
+pub(crate) fn insert(slots: &mut [Slot], salt: u32, root: &mut u32, new: u32, order: Order) {
+    let (new_key, new_priority) = (key(slots, new, order), priority(slots, salt, new));
     let mut link = Link::Root;
     let mut here = *root;
-    while here != NIL && priority(new) <= priority(here) {
+    while here != NIL && new_priority <= priority(slots, salt, here) {
         link = if new_key < key(slots, here, order) { Link::Left(here) } else { Link::Right(here) };
         here = get(slots, *root, link);
     }
@@ -82,7 +83,7 @@ pub(crate) fn insert(slots: &mut [Slot], root: &mut u32, new: u32, order: Order)
 }
 
 /// Takes slot `old` out. Its key must be what it was when it was inserted. True if it was there.
-pub(crate) fn remove(slots: &mut [Slot], root: &mut u32, old: u32, order: Order) -> bool {
+pub(crate) fn remove(slots: &mut [Slot], salt: u32, root: &mut u32, old: u32, order: Order) -> bool {
     let old_key = key(slots, old, order);
     let mut link = Link::Root;
     loop {
@@ -101,7 +102,7 @@ pub(crate) fn remove(slots: &mut [Slot], root: &mut u32, old: u32, order: Order)
             set(slots, root, link, if a == NIL { b } else { a });
             break;
         }
-        if priority(a) > priority(b) {
+        if priority(slots, salt, a) > priority(slots, salt, b) {
             set(slots, root, link, a);
             link = Link::Right(a);
             a = slots[a as usize].right;
@@ -124,8 +125,8 @@ pub(crate) fn is_less(slots: &[Slot], a: u32, b: u32, order: Order) -> bool {
 
 /// Whether slot `a` may be above slot `b` in a tree.
 #[cfg(any(test, feature = "check"))]
-pub(crate) fn is_above(a: u32, b: u32) -> bool {
-    priority(a) >= priority(b)
+pub(crate) fn is_above(slots: &[Slot], salt: u32, a: u32, b: u32) -> bool {
+    priority(slots, salt, a) >= priority(slots, salt, b)
 }
 
 /// The slot with the lowest key, or NIL.
@@ -135,6 +136,23 @@ pub(crate) fn first(slots: &[Slot], root: u32) -> u32 {
         here = slots[here as usize].left;
     }
     here
+}
+
+/// Takes the slot with the lowest key out; NIL if there is none.
+pub(crate) fn pop_first(slots: &mut [Slot], root: &mut u32) -> u32 {
+    if *root == NIL {
+        return NIL;
+    }
+    let (mut above, mut first) = (NIL, *root);
+    while slots[first as usize].left != NIL {
+        above = first;
+        first = slots[first as usize].left;
+    }
+    let link = if above == NIL { Link::Root } else { Link::Left(above) };
+    let right = slots[first as usize].right;
+    set(slots, root, link, right);
+    slots[first as usize].right = NIL;
+    first
 }
 
 /// The slot before slot `of` (which is in the tree), or NIL.
