@@ -26,12 +26,12 @@ use crate::pg::{self, clock, latch, shmem, xact};
 use crate::queue::capture;
 use crate::queue::overlay::{Local, Overlay, State};
 use crate::settings;
-use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row};
+use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row, Taken};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-/// Entries per hold of the lock.
-const CHUNK: usize = 128;
+/// Entries per hold of the lock: ten microseconds of work.
+const CHUNK: usize = 64;
 
 /// What follows for a pinned message when its transaction commits.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +50,8 @@ enum Op {
     Sent,
     /// An own message was this before.
     Was(usize, Local),
-    /// A message was leased.
-    Leased { at: QueueRef, msg_id: i64, lease_id: i64 },
+    /// A message was leased. If the read before it rolled back, the commit of this one is told.
+    Leased { at: QueueRef, msg_id: i64, lease_id: i64, was_returned: bool },
     /// A message was pinned.
     Pinned { at: QueueRef, msg_id: i64, then: Then },
     /// A message that could have no slot was deleted.
@@ -104,6 +104,11 @@ impl Journal {
     fn set_own(&mut self, index: usize, local: Local, sub: u32) {
         self.push(Op::Was(index, self.overlay.get(index)), sub);
         self.overlay.set(index, local);
+    }
+
+    /// Whether a commit is anybody else's concern: that of a mere read is not.
+    fn has_news(&self) -> bool {
+        !self.entries.iter().all(|entry| matches!(entry.op, Op::Leased { was_returned: false, .. }))
     }
 
     fn forget(&mut self) {
@@ -212,9 +217,10 @@ pub fn emptied(relation: u32) -> Result<()> {
 // ---- what the verbs record ---------------------------------------------------------------------------------
 
 /// A message was leased. Room was reserved.
-pub fn leased(at: QueueRef, msg_id: i64, lease_id: i64) {
+pub fn leased(at: QueueRef, one: &Taken) {
     let sub = xact::sub_id();
-    JOURNAL.with_borrow_mut(|j| j.push(Op::Leased { at, msg_id, lease_id }, sub));
+    let Taken { msg_id, lease_id, was_returned, .. } = *one;
+    JOURNAL.with_borrow_mut(|j| j.push(Op::Leased { at, msg_id, lease_id, was_returned }, sub));
 }
 
 /// A message was pinned; as long as nothing else is said, to be finished. Room was reserved.
@@ -303,7 +309,7 @@ pub fn leases_of(at: QueueRef) -> HashMap<i64, i64> {
         j.entries
             .iter()
             .filter_map(|e| match e.op {
-                Op::Leased { at: of, msg_id, lease_id } if of == at => Some((msg_id, lease_id)),
+                Op::Leased { at: of, msg_id, lease_id, .. } if of == at => Some((msg_id, lease_id)),
                 _ => None,
             })
             .collect()
@@ -425,7 +431,9 @@ fn committed() {
     };
     if !journal.entries.is_empty() && shmem::is_available() {
         crate::wait_point!("publish");
-        publish(&journal);
+        if journal.has_news() {
+            publish(&journal);
+        }
     }
     journal.forget();
     JOURNAL.with(|j| {
@@ -450,7 +458,9 @@ fn publish(journal: &Journal) {
                         next_own += 1;
                         publish_own(arena, database, local, pid, now, fx);
                     }
-                    Op::Leased { at, msg_id, lease_id } => arena.lease_commit(at, msg_id, lease_id),
+                    Op::Leased { at, msg_id, lease_id, was_returned: true } => {
+                        arena.lease_commit(at, msg_id, lease_id);
+                    }
                     Op::Pinned { at, msg_id, then } => match then {
                         Then::Finish => arena.pin_finish(at, msg_id, owner, fx),
                         Then::Release => arena.pin_release(at, msg_id, owner, fx),
@@ -479,7 +489,8 @@ fn publish(journal: &Journal) {
                         }
                     }
                     Op::Extensions => extensions = true,
-                    Op::Was(..)
+                    Op::Leased { .. }
+                    | Op::Was(..)
                     | Op::Unslotted { .. }
                     | Op::Emptied { .. }
                     | Op::Created { .. }
@@ -509,7 +520,7 @@ fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: No
         State::Leased { lease_id, until_us, commit_until_us } => {
             let row = Row { count: local.row.count.saturating_sub(1), ..local.row };
             let until_us = until_us.min(commit_until_us);
-            let lease = Lease { until_us, owner: queue_dispatch::NIL, pid };
+            let lease = Lease { until_us, pid };
             arena.publish_leased(at, row, lease_id, lease, now, fx);
         }
         State::Gone => {}
@@ -601,7 +612,9 @@ fn undo_shared(entries: &[Entry]) {
         let _ = shmem::with_arena(|arena, now, fx| {
             for Entry { op, .. } in chunk.iter().rev() {
                 match *op {
-                    Op::Leased { at, msg_id, lease_id } => arena.lease_return(at, msg_id, lease_id, now, fx),
+                    Op::Leased { at, msg_id, lease_id, .. } => {
+                        arena.lease_return(at, msg_id, lease_id, now, fx)
+                    }
                     Op::Pinned { at, msg_id, .. } => arena.pin_undo(at, msg_id, owner, now, fx),
                     Op::Configured { relation, before, .. } => {
                         if let Some(at) = arena.queue_find(database, relation) {

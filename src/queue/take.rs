@@ -88,7 +88,6 @@ fn take_ready(
     give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
     let mut given = 0;
-    let owner = latch::my_proc();
     let pid = latch::my_pid();
     while given < quantity {
         pgrx::check_for_interrupts!();
@@ -96,12 +95,12 @@ fn take_ready(
         let mut taken = vec![Taken::default(); want];
         journal::reserve(want)?;
         let (count, at, now) = queue.with(|arena, at, now, fx| {
-            let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), owner, pid };
+            let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), pid };
             (arena.take(at, lease, now, &mut taken, fx), at, now)
         })?;
         let taken = &taken[..count];
         for one in taken {
-            journal::leased(at, one.msg_id, one.lease_id);
+            journal::leased(at, one);
         }
         if taken.is_empty() {
             break;

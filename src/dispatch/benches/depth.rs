@@ -96,7 +96,7 @@ impl Memory {
     fn take(&mut self, queue: usize, until_us: i64) -> i64 {
         let (mut arena, fx, at) = self.open();
         let mut taken = [Taken::default()];
-        let lease = Lease { until_us, owner: BACKEND, pid: 0 };
+        let lease = Lease { until_us, pid: 0 };
         assert_eq!(arena.take(at[queue], lease, NOW, &mut taken, fx), 1);
         taken[0].msg_id
     }
@@ -169,10 +169,13 @@ fn publish_in_any_order_leaves_the_ready_tree_shallow() {
     }
 }
 
+/// The deadline of the so manieth of so many.
+type Deadline = fn(i64, i64) -> i64;
+
 #[test]
 fn take_with_any_deadlines_leaves_the_timed_tree_shallow() {
     for n in SIZES {
-        let deadlines: [(&str, fn(i64, i64) -> i64); 4] = [
+        let deadlines: [(&str, Deadline); 4] = [
             ("equal deadlines", |_, _| 1),
             ("growing deadlines", |i, _| i + 1),
             ("shrinking deadlines", |i, n| n - i),

@@ -628,8 +628,7 @@ impl<'a> Arena<'a> {
 
     /// The same, but wakes no reader: a load wakes them at its end. True if the slot is ready.
     pub(crate) fn file_ready_quietly(&mut self, index: u32, fx: &mut Effects) -> bool {
-        let slot = &mut self.slots[index as usize];
-        slot.owner = NIL;
+        let slot = &self.slots[index as usize];
         let (q, count) = (slot.queue, slot.count);
         let is_exhausted = self.queues[q as usize].policy.is_exhausted(count);
         if is_exhausted {
@@ -644,7 +643,6 @@ impl<'a> Arena<'a> {
     /// A pinned slot waits until `deadline_us`.
     pub(crate) fn file_delayed(&mut self, index: u32, deadline_us: i64, fx: &mut Effects) {
         let slot = &mut self.slots[index as usize];
-        slot.owner = NIL;
         slot.deadline_us = deadline_us;
         let q = slot.queue;
         self.file(index, State::Delayed);

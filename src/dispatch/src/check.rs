@@ -79,8 +79,6 @@ impl Arena<'_> {
             ensure(self.queues[slot.queue as usize].is_attached, "slot of a queue that is not attached")?;
             ensure(self.find(slot.queue, slot.msg_id) == index as u32, "slot not found through the hash")?;
             ensure(slot.state() != State::Untracked, "slot in state Untracked")?;
-            let is_owned = slot.lease_running() != 0 || slot.state() == State::Pinned;
-            ensure(is_owned || slot.owner == NIL, "owner without lease")?;
             ensure((slot.pinner != NIL) == (slot.state() == State::Pinned), "pinner")?;
         }
         ensure(used + self.head.slots_free == total, "slots lost")?;

@@ -153,7 +153,6 @@ impl Arena<'_> {
         self.describe(slot, row);
         let record = &mut self.slots[slot as usize];
         record.returned = 0;
-        record.owner = NIL;
         let is_touched = record.is_touched;
         if !self.is_current(queue) {
             self.free(slot);

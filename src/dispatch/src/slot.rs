@@ -90,10 +90,7 @@ pub struct Slot {
     pub(crate) count: u32,
     /// Deliveries that the row knows of. Less than `count`: the slot must not be evicted.
     pub(crate) row_count: u32,
-    /// The backend whose open transaction leased it; NIL when none.
-    pub(crate) owner: u32,
-    /// Pinned: the backend whose open transaction did that. Not the owner: another session may finish what an
-    /// open transaction has read.
+    /// Pinned: the backend whose open transaction did that.
     pub(crate) pinner: u32,
     /// Process id of the backend that took the last lease, for those who look.
     pub(crate) pid: u32,
@@ -106,7 +103,7 @@ pub struct Slot {
     /// Leased or pinned: a change of the row was published since. Whoever looked at the row under an older
     /// snapshot does not know the last word on it, so it must not be dropped or put off on that ground.
     pub(crate) is_touched: bool,
-    pub(crate) pad: [u8; 2],
+    pub(crate) pad: [u8; 6],
 }
 
 const _: () = assert!(core::mem::size_of::<Slot>() == 80 && core::mem::align_of::<Slot>() == 8);
@@ -122,7 +119,6 @@ impl Slot {
         count: 0,
         row_count: 0,
         queue: NIL,
-        owner: NIL,
         pinner: NIL,
         pid: 0,
         next: NIL,
@@ -133,7 +129,7 @@ impl Slot {
         state: State::Free as u8,
         from: State::Free as u8,
         is_touched: false,
-        pad: [0; 2],
+        pad: [0; 6],
     };
 
     pub(crate) fn state(&self) -> State {

@@ -21,9 +21,7 @@ pub enum Change {
 pub struct Lease {
     /// End of the lease, on the clock that never jumps.
     pub until_us: i64,
-    /// The backend in whose transaction the lease is open.
-    pub owner: u32,
-    /// Its process id.
+    /// Process id of the backend that takes.
     pub pid: u32,
 }
 
@@ -38,6 +36,9 @@ pub struct Taken {
     pub tid: Tid,
     /// Deliveries, this one included.
     pub count: u32,
+    /// The transaction of the last delivery rolled back: if this one's commits, it is told to
+    /// [`Arena::lease_commit`].
+    pub was_returned: bool,
 }
 
 /// What the row, once fetched, made of a delivery.
@@ -287,11 +288,16 @@ impl Arena<'_> {
             let record = &mut self.slots[slot as usize];
             record.lease_id = lease_id;
             record.leased_at_us = now.mono_us;
-            record.owner = lease.owner;
             record.pid = lease.pid;
             record.is_touched = false;
             record.count = record.count.saturating_add(1);
-            out[taken] = Taken { msg_id: record.msg_id, lease_id, tid: record.tid(), count: record.count };
+            out[taken] = Taken {
+                msg_id: record.msg_id,
+                lease_id,
+                tid: record.tid(),
+                count: record.count,
+                was_returned: record.returned > 0,
+            };
             self.file_leased(slot, lease.until_us, fx);
             taken += 1;
         }
@@ -373,11 +379,11 @@ impl Arena<'_> {
         }
     }
 
-    /// The transaction that read it committed: from now on the lease belongs to nobody's session.
+    /// The transaction that read it committed, which ends a row of reads that rolled back. Of a message whose last
+    /// read did not ([`Taken::was_returned`]) there is nothing to tell: a lease belongs to no session.
     pub fn lease_commit(&mut self, queue: QueueRef, msg_id: i64, lease_id: i64) {
         let slot = self.lease_of(queue, msg_id, lease_id);
         if slot != NIL {
-            self.slots[slot as usize].owner = NIL;
             self.slots[slot as usize].returned = 0;
         }
     }
@@ -393,7 +399,6 @@ impl Arena<'_> {
         let is_pinned = self.slots[slot as usize].state() == State::Pinned;
         self.unfile(slot);
         let record = &mut self.slots[slot as usize];
-        record.owner = NIL;
         record.returned = record.returned.saturating_add(1);
         let (returned, count) = (u32::from(record.returned), record.count);
         let policy = self.queues[record.queue as usize].policy;

@@ -214,6 +214,7 @@ impl Arena<'_> {
                 lease_id: record.lease_id,
                 tid: record.tid(),
                 count: record.count,
+                was_returned: false,
             };
             pinned += 1;
         }

@@ -142,7 +142,7 @@ fn run_days_of_steady_traffic_leaks_nothing() {
             rounds += 1;
         }
         for _ in 0..2 {
-            let lease = Lease { until_us: shop.now.mono_us + 60 * SECOND_US, owner: 1, pid: 1 };
+            let lease = Lease { until_us: shop.now.mono_us + 60 * SECOND_US, pid: 1 };
             let mut out = [Taken::default(); 4];
             let taken = shop.memory.arena().take(queue, lease, shop.now, &mut out, &mut shop.fx);
             if taken == 0 && shop.memory.arena().load_needed(queue) {
@@ -207,7 +207,7 @@ fn run_days_of_steady_traffic_leaks_nothing() {
 
 impl Shop {
     fn take_ghost(&mut self) -> bool {
-        let lease = Lease { until_us: NEVER_US, owner: 1, pid: 1 };
+        let lease = Lease { until_us: NEVER_US, pid: 1 };
         let mut out = [Taken::default()];
         let taken = self.memory.arena().take(self.queue, lease, self.now, &mut out, &mut self.fx);
         if taken == 1 {

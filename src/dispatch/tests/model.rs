@@ -46,6 +46,7 @@ enum Entry {
         at: QueueRef,
         msg_id: i64,
         lease_id: i64,
+        was_returned: bool,
     },
     Finish {
         q: usize,
@@ -223,8 +224,8 @@ impl World {
         })
     }
 
-    fn take(&mut self, owner: u32, q: usize, most: usize, lease_us: i64) -> Vec<Taken> {
-        let lease = Lease { until_us: self.now.mono_us + lease_us, owner, pid: 7 };
+    fn take(&mut self, q: usize, most: usize, lease_us: i64) -> Vec<Taken> {
+        let lease = Lease { until_us: self.now.mono_us + lease_us, pid: 7 };
         let mut out = vec![Taken::default(); most];
         let mut fx = Effects::new();
         let taken = self.memory.arena().take(self.refs[q], lease, self.now, &mut out, &mut fx);
@@ -276,8 +277,8 @@ impl World {
         }
         let (q, at, taken, row) = self.sessions[b].unsettled.remove(0);
         if self.settle(q, at, taken, row) {
-            let Taken { msg_id, lease_id, .. } = taken;
-            self.sessions[b].journal.push(Entry::Lease { q, at, msg_id, lease_id });
+            let Taken { msg_id, lease_id, was_returned, .. } = taken;
+            self.sessions[b].journal.push(Entry::Lease { q, at, msg_id, lease_id, was_returned });
         }
     }
 
@@ -374,6 +375,7 @@ impl World {
         for entry in std::mem::take(&mut self.sessions[b].journal) {
             let mut arena = self.memory.arena();
             match entry {
+                Entry::Lease { was_returned: false, .. } => {}
                 Entry::Lease { at, msg_id, lease_id, .. } => arena.lease_commit(at, msg_id, lease_id),
                 Entry::Finish { q, at, msg_id } => {
                     if arena.is_current(at) {
@@ -415,7 +417,7 @@ impl World {
         for entry in std::mem::take(&mut self.sessions[b].journal).into_iter().rev() {
             let mut arena = self.memory.arena();
             match entry {
-                Entry::Lease { q, at, msg_id, lease_id } => {
+                Entry::Lease { q, at, msg_id, lease_id, .. } => {
                     arena.lease_return(at, msg_id, lease_id, self.now, &mut fx);
                     self.unhold(q, msg_id, lease_id);
                 }
@@ -588,7 +590,7 @@ impl World {
     /// Reads one and finishes it in one go; `b` lends its load. True if there was one.
     fn consume(&mut self, b: usize, q: usize) -> bool {
         for _ in 0..6 {
-            for one in self.take(30, q, 1, 30 * SECOND_US) {
+            for one in self.take(q, 1, 30 * SECOND_US) {
                 let at = self.refs[q];
                 let row = self.tables[q].get(&one.msg_id).copied();
                 if !self.settle(q, at, one, row) {
@@ -836,7 +838,7 @@ impl World {
                 }
                 let at = self.refs[q];
                 let lease_us = i64::from(1 + c % 40) * SECOND_US;
-                for taken in self.take(s as u32, q, 1 + c as usize % 4, lease_us) {
+                for taken in self.take(q, 1 + c as usize % 4, lease_us) {
                     let row = self.tables[q].get(&taken.msg_id).copied();
                     self.sessions[s].unsettled.push((q, at, taken, row));
                 }
@@ -933,7 +935,7 @@ impl World {
         let lease_id = self.memory.arena().lease_id_next();
         assert!(self.lease_ids.insert(lease_id), "lease id repeats");
         let until_us = self.now.mono_us + i64::from(c) * SECOND_US + 1;
-        let lease = Lease { until_us, owner: 0, pid: 7 };
+        let lease = Lease { until_us, pid: 7 };
         let mut fx = Effects::new();
         let mut arena = self.memory.arena();
         arena.publish_leased(self.refs[q], row_of(msg_id, &row), lease_id, lease, self.now, &mut fx);

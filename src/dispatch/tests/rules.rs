@@ -67,7 +67,7 @@ impl Desk {
     }
 
     fn take(&mut self, most: usize) -> Vec<Taken> {
-        let lease = Lease { until_us: self.now.mono_us + 30 * SECOND_US, owner: 1, pid: 11 };
+        let lease = Lease { until_us: self.now.mono_us + 30 * SECOND_US, pid: 11 };
         let mut out = vec![Taken::default(); most];
         let taken = self.memory.arena().take(self.queue, lease, self.now, &mut out, &mut self.fx);
         out.truncate(taken);
@@ -339,13 +339,14 @@ fn lease_return_first_time_is_ready_at_once_second_time_waits() {
     d.give_back(first);
     assert_eq!(d.state(1), Some(State::Ready));
     let second = d.take_one();
-    assert_eq!(second.count, 2);
+    assert_eq!((second.count, first.was_returned, second.was_returned), (2, false, true));
     d.give_back(second);
     assert_eq!(d.state(1), Some(State::Delayed));
     d.pass(SECOND_US - 1);
     assert!(d.take(1).is_empty());
     d.pass(1);
     let third = d.take_one();
+    assert!(third.was_returned);
     let (queue, Taken { msg_id, lease_id, .. }) = (d.queue, third);
     d.arena().lease_commit(queue, msg_id, lease_id);
     d.pass(30 * SECOND_US);
@@ -382,7 +383,7 @@ fn publish_leased_message_that_a_load_found_first_is_leased() {
     let (queue, now) = (d.queue, d.now);
     d.publish(1);
     let lease_id = d.arena().lease_id_next();
-    let lease = Lease { until_us: now.mono_us + SECOND_US, owner: 1, pid: 1 };
+    let lease = Lease { until_us: now.mono_us + SECOND_US, pid: 1 };
     let mut fx = Effects::new();
     d.arena().publish_leased(queue, row(1), lease_id, lease, now, &mut fx);
     assert!(d.take(1).is_empty());
@@ -972,7 +973,7 @@ fn worker_is_woken_even_when_readers_fill_the_list() {
     while let Some(proc) = woken.pop() {
         total += 1;
         let mut fx = Effects::new();
-        let lease = Lease { until_us: NEVER_US, owner: proc, pid: 1 };
+        let lease = Lease { until_us: NEVER_US, pid: 1 };
         let mut out = [Taken::default()];
         assert_eq!(memory.arena().take(queue, lease, now, &mut out, &mut fx), 1);
         memory.arena().wait_end(proc, &mut fx);

@@ -137,7 +137,7 @@ fn take(w: &mut World, k: usize, batch: usize) -> (usize, Duration) {
 }
 
 fn taken_of((msg_id, lease_id): (i64, i64)) -> Taken {
-    Taken { msg_id, lease_id, tid: row(msg_id).tid, count: 1 }
+    Taken { msg_id, lease_id, tid: row(msg_id).tid, count: 1, ..Taken::default() }
 }
 
 fn settle(w: &mut World, k: usize) -> (usize, Duration) {

@@ -62,7 +62,7 @@ pub fn row_due(msg_id: i64, visible_at_us: i64) -> Row {
 
 /// A lease of the backend's.
 pub fn lease(until_us: i64) -> Lease {
-    Lease { until_us, owner: BACKEND, pid: 1 }
+    Lease { until_us, pid: 1 }
 }
 
 /// Settings under which nothing but the count ever makes a message go away.
