@@ -35,6 +35,10 @@ enum Task {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Measures pg_queue beside pgmq, a hand-written SKIP LOCKED queue and bare PostgreSQL, in turns.
+    Bench(xtask::bench::Options),
+    /// Sends and finishes at a steady rate for minutes to hours: fails if anything grew.
+    Soak(xtask::soak::Options),
     /// Checks format and lints (`cargo fmt`, `cargo clippy`), the extension's on one PostgreSQL.
     Lint,
     /// One consumer of the demo; started by it.
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Demo { directory, keep } => xtask::demo::run(directory, keep),
         Task::Test { versions, filter } => xtask::suite::run(versions, filter),
+        Task::Bench(options) => xtask::bench::run(&options),
+        Task::Soak(options) => xtask::soak::run(&options),
         Task::Lint => xtask::lint::run_all(),
         Task::DemoConsumer(arguments) => xtask::demo_consumer::run(&arguments).map(|()| true),
     };

