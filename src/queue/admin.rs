@@ -204,6 +204,12 @@ pub fn queue_create(args: &Args) -> Result<Value> {
 }
 
 /// The tables, their indexes and triggers, owned by `owner`. Returns the queue's table.
+/// How a queue's table is vacuumed: by the number of dead rows, not by their share. Every message leaves one, also
+/// beside a backlog of which a fifth (the default) is much. Measured by `cargo xtask soak` at 2,500 messages a second
+/// beside a backlog of 500,000: a table of 97 MB instead of 115, a quarter of the dead rows, no more CPU or WAL; without
+/// a backlog, and without autovacuum_vacuum_cost_delay or vacuum_truncate, no difference beyond noise.
+const VACUUM: &str = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000";
+
 fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
     let table = quoted(name);
     let kind = if is_unlogged { "UNLOGGED TABLE" } else { "TABLE" };
@@ -215,7 +221,9 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
         headers pg_catalog.jsonb, \
         message pg_catalog.jsonb NOT NULL, \
         last_error pg_catalog.text";
-    run_ddl(&format!("CREATE {kind} queue.{table} (msg_id pg_catalog.int8 NOT NULL, {columns})"));
+    run_ddl(&format!(
+        "CREATE {kind} queue.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}) WITH ({VACUUM})"
+    ));
     run_ddl(&format!(
         "CREATE {kind} queue_archive.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}, \
          archived_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
