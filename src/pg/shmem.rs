@@ -257,7 +257,7 @@ pub fn with_server<R>(f: impl FnOnce(&mut Server, Now) -> R) -> Result<R> {
     })
 }
 
-/// Takes the lock. It is held for a microsecond, and to sleep and be woken takes ten: so it is tried a few times
+/// Takes the lock. It is held for a microsecond, and to sleep and be woken takes longer: so it is tried a few times
 /// first, each time after twice the pause, so that many who try do not keep the lock's cache line from its holder.
 ///
 /// # Safety

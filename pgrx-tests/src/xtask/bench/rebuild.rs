@@ -51,6 +51,8 @@ fn restart(bench: &mut Bench) -> Result<()> {
 
 /// Reads until a whole window was handed out; returns how many messages that is.
 fn read_a_window(bench: &mut Bench, round: u32, ready: Instant) -> Result<i64> {
+    let window: i64 =
+        bench.client.query_one("SELECT current_setting('pg_queue.ready_window')::int8", &[])?.try_get(0)?;
     let read = "SELECT count(*) FROM queue_read('rebuild', $1)";
     let mut take = |quantity: i64| -> Result<i64> {
         let row = bench.client.query_one(read, &[&quantity]).context("cannot read after the restart")?;
@@ -62,7 +64,6 @@ fn read_a_window(bench: &mut Bench, round: u32, ready: Instant) -> Result<i64> {
         }
     }
     let first = ready.elapsed();
-    let window: i64 = 32_768;
     let mut read = 1;
     while read < window {
         read += take((window - read).min(1_000))?;

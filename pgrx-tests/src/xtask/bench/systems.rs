@@ -73,7 +73,7 @@ impl System {
 
 pub const PG_QUEUE: System = System {
     name: "pg_queue",
-    // As it ships: nothing is set on its table.
+    // As it ships: its table has the storage parameters that queue_create gives it.
     create: "SELECT queue_create('{q}')",
     table: "queue.{q}",
     fill: "INSERT INTO queue.{q} (message) SELECT '{payload}'::jsonb FROM generate_series(1, {n})",
