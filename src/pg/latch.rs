@@ -84,5 +84,7 @@ const STATEMENT_TIMEOUT: std::ffi::c_int = 3;
 /// When `statement_timeout` will strike, wall clock in microseconds.
 pub fn statement_deadline_us() -> Option<i64> {
     // SAFETY: both only read this process' table of timeouts (timeout.c) and cannot fail.
-    unsafe { get_timeout_active(STATEMENT_TIMEOUT).then(|| get_timeout_finish_time(STATEMENT_TIMEOUT)) }
+    let at_us =
+        unsafe { get_timeout_active(STATEMENT_TIMEOUT).then(|| get_timeout_finish_time(STATEMENT_TIMEOUT)) };
+    at_us.map(|at_us| at_us + super::clock::shift_us().1)
 }

@@ -2,12 +2,16 @@
 //! `wait_points` only. A backend that comes to an armed point counts itself in, then looks every millisecond
 //! whether the point was released; it holds no lock of ours, and serves no interrupt (some of the places are in
 //! callbacks that must not raise).
+//!
+//! And the clock: tests move it instead of sleeping. What they add lies beside the points; a crash of the server
+//! takes it back to nothing.
 
 use crate::error::Result;
 use crate::pg::call::{Args, Value};
+use crate::settings::DAY_US;
 use crate::Error;
 use pgrx::{pg_guard, pg_sys};
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
 const NAMES: [&str; 11] = [
@@ -31,7 +35,15 @@ struct Point {
     standing: AtomicU32,
 }
 
-static POINTS: AtomicPtr<Point> = AtomicPtr::new(std::ptr::null_mut());
+#[repr(C)]
+struct Block {
+    points: [Point; NAMES.len()],
+    /// What tests have added to the clocks, microseconds.
+    mono_shift_us: AtomicI64,
+    wall_shift_us: AtomicI64,
+}
+
+static BLOCK: AtomicPtr<Block> = AtomicPtr::new(std::ptr::null_mut());
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 
@@ -53,7 +65,7 @@ unsafe extern "C-unwind" fn on_request() {
         if let Some(previous) = PREVIOUS_REQUEST {
             previous();
         }
-        pg_sys::RequestAddinShmemSpace(std::mem::size_of::<Point>() * NAMES.len());
+        pg_sys::RequestAddinShmemSpace(std::mem::size_of::<Block>());
     }
 }
 
@@ -65,23 +77,48 @@ unsafe extern "C-unwind" fn on_startup() {
             previous();
         }
         let mut found = false;
-        let size = std::mem::size_of::<Point>() * NAMES.len();
-        let points: *mut Point =
+        let size = std::mem::size_of::<Block>();
+        let block: *mut Block =
             pg_sys::ShmemInitStruct(c"pg_queue wait points".as_ptr(), size, &mut found).cast();
         if !found {
-            for i in 0..NAMES.len() {
-                points.add(i).write(Point { armed: AtomicI32::new(-1), standing: AtomicU32::new(0) });
-            }
+            block.write(Block {
+                points: [const { Point { armed: AtomicI32::new(-1), standing: AtomicU32::new(0) } };
+                    NAMES.len()],
+                mono_shift_us: AtomicI64::new(0),
+                wall_shift_us: AtomicI64::new(0),
+            });
         }
-        POINTS.store(points, Ordering::Release);
+        BLOCK.store(block, Ordering::Release);
     }
 }
 
+fn block() -> Option<&'static Block> {
+    // SAFETY: the block was written at startup, is reached through shared references only, and lives as long as
+    // the server.
+    unsafe { BLOCK.load(Ordering::Acquire).as_ref() }
+}
+
 fn point(name: &str) -> Option<&'static Point> {
-    let points = POINTS.load(Ordering::Acquire);
     let index = NAMES.iter().position(|known| *known == name)?;
-    // SAFETY: the block holds one point for each name, and lives as long as the server.
-    (!points.is_null()).then(|| unsafe { &*points.add(index) })
+    block().map(|block| &block.points[index])
+}
+
+/// What tests have added to the clocks: the one that never jumps, and the wall's.
+pub fn clock_shift_us() -> (i64, i64) {
+    block().map_or((0, 0), |b| (b.mono_shift_us.load(Ordering::SeqCst), b.wall_shift_us.load(Ordering::SeqCst)))
+}
+
+/// Lets time pass: adds an interval to each clock and wakes everybody who sleeps.
+fn clock_shift(args: &Args) -> Result<Value> {
+    let us = |position: usize| {
+        args.value(position).interval().map_or(0, |(_, days, us)| i64::from(days) * DAY_US + us)
+    };
+    if let Some(block) = block() {
+        block.mono_shift_us.fetch_add(us(0), Ordering::SeqCst);
+        block.wall_shift_us.fetch_add(us(1), Ordering::SeqCst);
+    }
+    (0..super::latch::backends_max() as u32).for_each(super::latch::set);
+    Ok(Value::of(true))
 }
 
 /// Stands still here while the point is armed for this backend.
@@ -123,4 +160,5 @@ crate::sql_functions! {
     wait_point_arm => value looks arm;
     wait_point_release => value looks release;
     wait_point_reached => value looks reached;
+    clock_shift => value looks clock_shift;
 }
