@@ -21,6 +21,9 @@ CREATE TABLE queue_catalog.queue (
     retry_jitter pg_catalog.float8 NOT NULL,
     require_lease pg_catalog.bool NOT NULL,
     paused pg_catalog.bool NOT NULL DEFAULT false,
+    message_ttl pg_catalog.interval NOT NULL,
+    archive_retention pg_catalog.interval NOT NULL,
+    durable_leases pg_catalog.bool NOT NULL,
     created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE queue_catalog.queue IS 'the queues and their settings; changed by queue_create, queue_alter, queue_drop, queue_pause and queue_resume';
@@ -28,6 +31,20 @@ COMMENT ON COLUMN queue_catalog.queue.queue IS 'the queue''s table';
 COMMENT ON COLUMN queue_catalog.queue.archive IS 'its archive''s table';
 COMMENT ON COLUMN queue_catalog.queue.dead_letter_queue IS 'the table of its dead-letter queue, null for none';
 SELECT pg_catalog.pg_extension_config_dump('queue_catalog.queue', '');
+
+-- Rows are rewritten as leases are extended; all that changes is in no index.
+CREATE TABLE queue_catalog.lease (
+    queue pg_catalog.oid NOT NULL,
+    msg_id pg_catalog.int8 NOT NULL,
+    lease_id pg_catalog.int8 NOT NULL,
+    delivery_count pg_catalog.int4 NOT NULL,
+    leased_at pg_catalog.timestamptz NOT NULL,
+    until pg_catalog.timestamptz,
+    PRIMARY KEY (queue, msg_id)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE queue_catalog.lease IS 'leases that outlived pg_queue.lease_flush_interval, so that they survive a crash; written by the worker, read when a queue is first used after a start';
+COMMENT ON COLUMN queue_catalog.lease.queue IS 'the queue''s table';
+COMMENT ON COLUMN queue_catalog.lease.until IS 'when the lease ends; null while the transaction that took it is open: then only the delivery counts';
 
 CREATE TABLE queue_catalog.prepared (
     queue pg_catalog.regclass NOT NULL,

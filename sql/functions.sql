@@ -400,6 +400,6 @@ CREATE PROCEDURE queue_wait(
     timeout pg_catalog.interval,
     INOUT ready pg_catalog.text DEFAULT NULL
 )
-    LANGUAGE c AS 'MODULE_PATHNAME', 'queue_unbuilt';
+    LANGUAGE c AS 'MODULE_PATHNAME', 'queue_wait';
 COMMENT ON PROCEDURE queue_wait(pg_catalog.text[], pg_catalog.interval, pg_catalog.text) IS
-    'not built yet: raises 0A000. Sleeps until one of the queues has something ready';
+    'sleeps until one of the queues has something ready, and names it, or until the time is over: then null; called outside a transaction block it holds no snapshot meanwhile';

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::queue::{admin, finish, peek, retry, send, take};
+use crate::queue::{admin, finish, peek, retry, send, take, wait};
 
 /// A function that the reference names and that is not built yet.
 fn unbuilt(_args: &Args) -> Result<Value> {
@@ -43,6 +43,7 @@ crate::sql_functions! {
     queue_extend => value writes retry::queue_extend;
     queue_extend_batch => rows writes retry::queue_extend_batch;
     queue_peek => rows looks peek::queue_peek;
+    queue_wait => value writes wait::queue_wait;
     queue_unbuilt => value looks unbuilt;
     queue_unbuilt_rows => rows looks unbuilt_rows;
 }

@@ -35,6 +35,8 @@ pub enum Error {
     NotEmpty { queue: String },
     /// 55006: another queue sends its dead letters here.
     DeadLetterTarget { queue: String, of: String },
+    /// 55000: there is no worker, and the queue's leases must be on disk.
+    NoWorker { queue: String },
     /// 53400: a bound of the server is reached.
     Full { what: &'static str, hint: String },
     /// 53200.
@@ -136,6 +138,12 @@ impl Error {
                 format!("queue \"{queue}\" is the dead-letter queue of \"{of}\""),
                 None,
                 Some("Give that queue another one with queue_alter, or use force => true.".into()),
+            ),
+            Error::NoWorker { queue } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("cannot read queue \"{queue}\" while this database has no pg_queue worker"),
+                Some("The queue has durable_leases: what is delivered is written to disk by the worker first.".into()),
+                Some("See pg_queue.worker_enabled and max_worker_processes, or the server's log.".into()),
             ),
             Error::Full { what, hint } => {
                 (Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, (*what).into(), None, Some(hint.clone()))

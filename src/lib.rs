@@ -51,6 +51,7 @@ pub extern "C-unwind" fn _PG_init() {
         database_released: worker::database_released,
         extensions_changed: worker::extensions_changed,
         prepared_committed: worker::prepared_committed,
+        listening: worker::listening,
     });
     if !pg::worker::is_binary_upgrade() {
         pg::worker::register("pg_queue launcher", "pg_queue_launcher_main");

@@ -18,6 +18,10 @@ pub const QUEUES_MAX: usize = queue_dispatch::WAIT_QUEUES_MAX;
 pub const LEASE_US: std::ops::RangeInclusive<i64> = 1_000..=365 * DAY_US;
 /// Delays before delivery, and those of retries.
 pub const DELAY_US: std::ops::RangeInclusive<i64> = 0..=3_650 * DAY_US;
+/// How long a message lives; 0 = for ever.
+pub const TTL_US: std::ops::RangeInclusive<i64> = 0..=3_650 * DAY_US;
+/// How long an archived message is kept; 0 = for ever.
+pub const RETENTION_US: std::ops::RangeInclusive<i64> = 0..=36_500 * DAY_US;
 /// Deliveries of one message; 0 = unlimited.
 pub const DELIVERIES: std::ops::RangeInclusive<i64> = 0..=1_000_000;
 /// Factor of a retry's backoff.
@@ -34,6 +38,9 @@ static MAX_QUEUES: GucSetting<i32> = GucSetting::<i32>::new(1_024);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
 static READY_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(32_768);
 static WAIT_MAX_MS: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+static LEASE_FLUSH_MS: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static NOTIFY_MS: GucSetting<i32> = GucSetting::<i32>::new(100);
+static WORKER_ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 /// Defines the settings, in `_PG_init`. Those that size shared memory can only be set when the server starts.
 pub fn define(is_preloading: bool) {
@@ -90,6 +97,54 @@ pub fn define(is_preloading: bool) {
         GucContext::Userset,
         GucFlags::UNIT_MS,
     );
+    define_worker_settings();
+}
+
+/// Defines what the workers go by.
+fn define_worker_settings() {
+    GucRegistry::define_int_guc(
+        c"pg_queue.lease_flush_interval",
+        c"Leases that last longer than this are written to a table, so that they survive a crash.",
+        c"On a queue with durable_leases every read waits for that.",
+        &LEASE_FLUSH_MS,
+        1,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_queue.notify_interval",
+        c"Shortest time between two notifications of one queue to clients that LISTEN.",
+        c"What becomes ready meanwhile is told together.",
+        &NOTIFY_MS,
+        1,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_queue.worker_enabled",
+        c"Whether the database has a worker.",
+        c"Off, schedules do not fire, nothing expires or moves, no lease is written; sends and reads go on. For a database with ALTER DATABASE ... SET, before it is restored, to keep a copy quiet.",
+        &WORKER_ENABLED,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+}
+
+/// How old leases are when they are written.
+pub fn lease_flush_us() -> i64 {
+    i64::from(LEASE_FLUSH_MS.get()) * 1_000
+}
+
+/// Time between two notifications of one queue.
+pub fn notify_us() -> i64 {
+    i64::from(NOTIFY_MS.get()) * 1_000
+}
+
+/// Whether this database is to have a worker.
+pub fn is_worker_enabled() -> bool {
+    WORKER_ENABLED.get()
 }
 
 /// Sizes of the dispatcher's memory.

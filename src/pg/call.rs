@@ -25,6 +25,29 @@ impl Value {
         self.0
     }
 
+    /// The type text.
+    pub const TEXT: u32 = 25;
+
+    /// A row of columns, each with its name and type: what a procedure with output arguments returns.
+    pub fn record(columns: &[(&str, u32, Value)]) -> Value {
+        let mut datums: Vec<pg_sys::Datum> =
+            columns.iter().map(|(_, _, value)| value.0.unwrap_or(pg_sys::Datum::from(0))).collect();
+        let mut nulls: Vec<bool> = columns.iter().map(|(_, _, value)| value.is_null()).collect();
+        // SAFETY: the descriptor has as many columns as there are values, of the types that were given with them; a
+        // blessed one can be told from the row itself.
+        unsafe {
+            let descriptor = pg_sys::CreateTemplateTupleDesc(columns.len() as _);
+            for (i, (name, kind, _)) in columns.iter().enumerate() {
+                let name = std::ffi::CString::new(*name).unwrap_or_default();
+                let kind = pg_sys::Oid::from(*kind);
+                pg_sys::TupleDescInitEntry(descriptor, (i + 1) as _, name.as_ptr(), kind, -1, 0);
+            }
+            let descriptor = pg_sys::BlessTupleDesc(descriptor);
+            let tuple = pg_sys::heap_form_tuple(descriptor, datums.as_mut_ptr(), nulls.as_mut_ptr());
+            Value(Some(pg_sys::heap_copy_tuple_as_datum(tuple, descriptor)))
+        }
+    }
+
     /// Whether it is null.
     pub fn is_null(self) -> bool {
         self.0.is_none()
@@ -143,6 +166,17 @@ impl Args {
             } else {
                 Value::of_datum(argument.value)
             }
+        }
+    }
+
+    /// Whether this is CALL where a procedure may end transactions: outside of a transaction block.
+    pub fn is_nonatomic_call(&self) -> bool {
+        // SAFETY: the context is null or a node whose tag says what it is (ExecuteCallStmt).
+        unsafe {
+            let context = (*self.0).context;
+            !context.is_null()
+                && (*context).type_ == pg_sys::NodeTag::T_CallContext
+                && !(*context.cast::<pg_sys::CallContext>()).atomic
         }
     }
 

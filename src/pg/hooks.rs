@@ -23,6 +23,8 @@ pub struct Hooks {
     pub extensions_changed: fn(),
     /// A prepared transaction was committed.
     pub prepared_committed: fn(),
+    /// A session listens to this channel, or will when its transaction commits.
+    pub listening: fn(&str),
 }
 
 thread_local! {
@@ -118,6 +120,9 @@ enum Concern {
     Altered(u32),
     Renamed(u32),
     PreparedCommitted,
+    /// Settings of databases are changed.
+    Configured,
+    Listening(*const std::ffi::c_char),
 }
 
 fn database_named(name: *const std::ffi::c_char) -> u32 {
@@ -167,6 +172,10 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
                     Some(_) => Concern::Database(database_named((*alter).dbname), false),
                     None => Concern::None,
                 }
+            }
+            pg_sys::NodeTag::T_AlterDatabaseSetStmt => Concern::Configured,
+            pg_sys::NodeTag::T_ListenStmt => {
+                Concern::Listening((*statement.cast::<pg_sys::ListenStmt>()).conditionname)
             }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename: *mut pg_sys::RenameStmt = statement.cast();
@@ -267,6 +276,11 @@ unsafe extern "C-unwind" fn after_utility(concern: Concern) {
         Concern::Altered(table) if table != 0 => (hooks.table_altered)(table),
         Concern::Renamed(table) => (hooks.table_renamed)(table),
         Concern::PreparedCommitted => (hooks.prepared_committed)(),
+        Concern::Configured => (hooks.extensions_changed)(),
+        // SAFETY: the parse tree, which still stands, has the channel's name null-terminated.
+        Concern::Listening(name) => {
+            (hooks.listening)(&unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy())
+        }
         _ => {}
     }
 }

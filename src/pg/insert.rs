@@ -47,8 +47,12 @@ pub struct Direct {
     /// Which columns are of variable length.
     are_varlena: Vec<bool>,
     sequence: pg_sys::Oid,
-    indexes: [Index; 2],
+    /// The first is the identity's.
+    indexes: [Index; INDEXES],
 }
+
+/// How many indexes such a table has.
+const INDEXES: usize = 3;
 
 /// Rows inserted by one call of heap_multi_insert at most.
 const CHUNK_ROWS: usize = 128;
@@ -62,13 +66,13 @@ unsafe extern "C-unwind" {
 }
 
 impl Direct {
-    /// The way into this table, if it is as the caller expects: columns as in `sources`, a unique index `key` on the
-    /// identity column and an index `due` on column `due_column` and no others, and `trigger` (a function) as the
-    /// only trigger on INSERT.
+    /// The way into this table, if it is as the caller expects: columns as in `sources`, these indexes, each with its
+    /// column, and no others (the first is unique and on the identity column), and `trigger` (a function) as the only
+    /// trigger on INSERT.
     pub fn of(
         table: &Table,
         sources: &'static [Source],
-        (key, due, due_column): (u32, u32, usize),
+        indexes: [(u32, usize); INDEXES],
         trigger: Option<u32>,
     ) -> Option<Direct> {
         let relation = table.relation();
@@ -81,8 +85,10 @@ impl Direct {
             if !is_ordinary || !is_only_trigger(relation, trigger?) || !has_sources(relation, sources) {
                 return None;
             }
-            let indexes = [index_of(key.into(), identity)?, index_of(due.into(), due_column)?];
-            if !indexes[0].is_unique || indexes[0].skips_null || !are_all_indexes(relation, &indexes) {
+            let [key, due, expiry] = indexes.map(|(oid, column)| index_of(oid.into(), column));
+            let indexes = [key?, due?, expiry?];
+            let is_key = indexes[0].column == identity && indexes[0].is_unique && !indexes[0].skips_null;
+            if !is_key || !are_all_indexes(relation, &indexes) {
                 return None;
             }
             let sequence = identity_sequence(relation, identity as i16);
@@ -195,13 +201,13 @@ impl Direct {
 
 /// The table's indexes, each opened when a row goes into it.
 struct Indexes<'a> {
-    indexes: &'a [Index; 2],
-    open: [Option<(pg_sys::Relation, *mut pg_sys::IndexInfo)>; 2],
+    indexes: &'a [Index; INDEXES],
+    open: [Option<(pg_sys::Relation, *mut pg_sys::IndexInfo)>; INDEXES],
 }
 
 impl<'a> Indexes<'a> {
     fn new(direct: &'a Direct) -> Self {
-        Indexes { indexes: &direct.indexes, open: [None; 2] }
+        Indexes { indexes: &direct.indexes, open: [None; INDEXES] }
     }
 
     /// # Safety

@@ -30,6 +30,44 @@ pub fn my_pid() -> u32 {
     unsafe { pg_sys::MyProcPid as u32 }
 }
 
+/// The local id of this backend's transaction.
+pub fn my_lxid() -> u32 {
+    // SAFETY: as in `my_proc`; called in a transaction.
+    unsafe {
+        if pg_sys::MyProc.is_null() {
+            return 0;
+        }
+        lxid_of(pg_sys::MyProc)
+    }
+}
+
+/// Whether the transaction of that local id, of the backend with that process id, may still be open. It is not any
+/// more once others see its effects.
+pub fn is_transaction_open(pid: u32, lxid: u32) -> bool {
+    // SAFETY: BackendPidGetProc looks the process up under its lock; the entry stays in shared memory, and what is
+    // read of it is one number, which is 0 or another's when the process has ended meanwhile.
+    unsafe {
+        let proc = pg_sys::BackendPidGetProc(pid as _);
+        lxid != 0 && !proc.is_null() && lxid_of(proc) == lxid
+    }
+}
+
+/// # Safety
+/// `proc` is an entry of the server's table of processes.
+unsafe fn lxid_of(proc: *mut pg_sys::PGPROC) -> u32 {
+    // SAFETY: the caller's promise; another process may write it meanwhile.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        {
+            (&raw const (*proc).lxid).read_volatile()
+        }
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        {
+            (&raw const (*proc).vxid.lxid).read_volatile()
+        }
+    }
+}
+
 /// One more than the highest number a regular backend or background worker can have.
 pub fn backends_max() -> usize {
     // SAFETY: computed before shared memory is requested (PostmasterMain), constant from then on.

@@ -35,6 +35,18 @@ impl Snapshot {
         }
     }
 
+    /// What others have committed so far is visible, and nothing that this transaction itself has done.
+    pub fn latest_of_others() -> Snapshot {
+        // SAFETY: as in `latest`. To a snapshot of command 0 every change of this transaction's own was made after it
+        // (HeapTupleSatisfiesMVCC). The copy on the stack is ours alone.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+            let snapshot = pg_sys::GetActiveSnapshot();
+            (*snapshot).curcid = 0;
+            Snapshot(snapshot)
+        }
+    }
+
     /// Ends it.
     pub fn done(self) {
         // SAFETY: it is the top of the stack: snapshots are used strictly nested.

@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "publish",
     "take-fetch",
     "load-snapshot",
@@ -26,6 +26,8 @@ const NAMES: [&str; 11] = [
     "scan-snapshot",
     "move-pinned",
     "attach",
+    "restore",
+    "lease-write",
 ];
 
 #[repr(C)]

@@ -113,14 +113,16 @@ const SETTINGS: &[(&std::ffi::CStr, &std::ffi::CStr)] = &[
 ];
 
 /// Takes in a changed configuration, if there is one.
-pub fn reload_config() {
+pub fn reload_config() -> bool {
     // SAFETY: ConfigReloadPending is set by the signal handler; read and cleared in the main loop only.
     unsafe {
         if std::ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+            return true;
         }
     }
+    false
 }
 
 /// Shows in pg_stat_activity what the worker does; empty = idle.

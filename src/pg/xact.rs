@@ -103,3 +103,21 @@ pub fn command_done() {
     // SAFETY: called in a transaction, between commands, outside parallel mode.
     unsafe { pg_sys::CommandCounterIncrement() }
 }
+
+/// Ends every snapshot of a procedure that may end transactions, and has none kept of the catalogs: from here on this
+/// transaction keeps no vacuum from its work (but where its isolation level holds a snapshot). Nothing may be looked
+/// up before [`ensure_snapshot`].
+pub fn drop_snapshots() {
+    // SAFETY: the procedure's caller holds none but its portals' (ExecuteCallStmt), as for the COMMIT that it might
+    // make (_SPI_commit).
+    unsafe {
+        pg_sys::ForgetPortalSnapshots();
+        pg_sys::InvalidateCatalogSnapshot();
+    }
+}
+
+/// Takes a snapshot again, if there is none.
+pub fn ensure_snapshot() {
+    // SAFETY: in a procedure, whose portal is the active one.
+    unsafe { pg_sys::EnsurePortalSnapshotExists() }
+}

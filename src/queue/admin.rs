@@ -66,9 +66,13 @@ fn given(args: &Args, base: Settings) -> Result<Given> {
     if let Some(part) = real(args, 7, "retry_jitter", settings::JITTER)? {
         s.retry_jitter = part;
     }
+    if let Some(us) = duration(8, "message_ttl", settings::TTL_US)? {
+        s.message_ttl_us = us;
+    }
+    if let Some(us) = duration(9, "archive_retention", settings::RETENTION_US)? {
+        s.archive_retention_us = us;
+    }
     let is_zero = |position| args.value(position).interval().is_none_or(|i| i == (0, 0, 0));
-    args::unbuilt(is_zero(8), "message_ttl")?;
-    args::unbuilt(is_zero(9), "archive_retention")?;
     args::unbuilt(args.value(10).i64().unwrap_or(0) == 0, "max_length")?;
     args::unbuilt(args.value(11).text().is_none_or(|o| o == "reject"), "overflow")?;
     let window = args.value(12).interval();
@@ -76,7 +80,7 @@ fn given(args: &Args, base: Settings) -> Result<Given> {
     args::unbuilt(is_zero(13), "priority_ageing")?;
     args::unbuilt(!args::flag(args, 14, false), "group_fairness")?;
     s.require_lease = args::flag(args, 15, s.require_lease);
-    args::unbuilt(!args::flag(args, 16, false), "durable_leases")?;
+    s.durable_leases = args::flag(args, 16, s.durable_leases);
     Ok(Given { settings: s, dead_letter_queue })
 }
 
@@ -155,10 +159,11 @@ pub fn queue_create(args: &Args) -> Result<Value> {
         Some(target) => dead_letter_target(&name, None, owner, target)?,
         None => None,
     };
-    let relation = user::acting_as_extension(|| make_tables(&name, owner, is_unlogged))
+    let ttl_us = given.settings.message_ttl_us;
+    let relation = user::acting_as_extension(|| make_tables(&name, owner, is_unlogged, ttl_us))
         .ok_or_else(|| Error::Broken { queue: name.clone(), detail: "Its table was not made.".into() })?;
     let archive = user::schema(c"queue_archive").and_then(|schema| user::relation(schema, &name)).unwrap_or(0);
-    let s = &given.settings;
+    let s = Settings { dead_letter_queue, ..given.settings };
     user::acting_as_extension(|| {
         // What a plain DROP TABLE left behind.
         spi::run(
@@ -167,39 +172,20 @@ pub fn queue_create(args: &Args) -> Result<Value> {
             &[],
             &[],
         );
-        spi::run(
-            "INSERT INTO queue_catalog.queue (queue, archive, visibility_timeout, max_deliveries, \
-             dead_letter_queue, retry_delay, retry_backoff, retry_delay_max, retry_jitter, require_lease) \
-             VALUES ($1::pg_catalog.regclass, $2::pg_catalog.regclass, $3, $4, $5::pg_catalog.regclass, $6, $7, \
-             $8, $9, $10)",
-            &[
-                pg_sys::OIDOID,
-                pg_sys::OIDOID,
-                pg_sys::INTERVALOID,
-                pg_sys::INT8OID,
-                pg_sys::OIDOID,
-                pg_sys::INTERVALOID,
-                pg_sys::FLOAT8OID,
-                pg_sys::INTERVALOID,
-                pg_sys::FLOAT8OID,
-                pg_sys::BOOLOID,
-            ]
-            .map(u32::from),
-            &[
-                oid(relation),
-                oid(archive),
-                Value::of_interval_us(s.visibility_timeout_us),
-                Value::of(s.max_deliveries),
-                dead_letter_queue.map_or(Value::NULL, oid),
-                Value::of_interval_us(s.retry_delay_us),
-                Value::of(s.retry_backoff),
-                Value::of_interval_us(s.retry_delay_max_us),
-                Value::of(s.retry_jitter),
-                Value::of(s.require_lease),
-            ],
+        let (names, places): (Vec<&str>, Vec<String>) =
+            COLUMNS.iter().zip(3..).map(|((name, kind), place)| (*name, placed(place, *kind))).unzip();
+        let statement = format!(
+            "INSERT INTO queue_catalog.queue (queue, archive, {}) \
+             VALUES ($1::pg_catalog.regclass, $2::pg_catalog.regclass, {})",
+            names.join(", "),
+            places.join(", ")
         );
+        run_stored(&statement, &[oid(relation), oid(archive)], &s);
     });
     journal::created(relation)?;
+    if s.archive_retention_us > 0 {
+        journal::worker_called()?;
+    }
     Ok(Value::of(true))
 }
 
@@ -210,7 +196,7 @@ pub fn queue_create(args: &Args) -> Result<Value> {
 /// backlog no difference beyond noise, nor by autovacuum_vacuum_cost_delay = 0. One run of two minutes each.
 const VACUUM: &str = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000";
 
-fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
+fn make_tables(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Option<u32> {
     let table = quoted(name);
     let kind = if is_unlogged { "UNLOGGED TABLE" } else { "TABLE" };
     let columns = "enqueued_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
@@ -221,8 +207,10 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
         headers pg_catalog.jsonb, \
         message pg_catalog.jsonb NOT NULL, \
         last_error pg_catalog.text";
+    let default = if ttl_us > 0 { format!(" DEFAULT ({})", expiry_default(ttl_us)) } else { String::new() };
     run_ddl(&format!(
-        "CREATE {kind} queue.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}) WITH ({VACUUM})"
+        "CREATE {kind} queue.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}, \
+         expires_at pg_catalog.timestamptz{default}) WITH ({VACUUM})"
     ));
     run_ddl(&format!(
         "CREATE {kind} queue_archive.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}, \
@@ -247,8 +235,12 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool) -> Option<u32> {
     ));
     let due = free(c"queue", "queue_due", relation);
     run_ddl(&format!("CREATE INDEX {due} ON queue.{table} (visible_at) WHERE visible_at IS NOT NULL"));
+    let expiry = free(c"queue", "queue_expiry", relation);
+    run_ddl(&format!("CREATE INDEX {expiry} ON queue.{table} (expires_at) WHERE expires_at IS NOT NULL"));
     let kept = free(c"queue_archive", "queue_archive", archive);
     run_ddl(&format!("CREATE INDEX {kept} ON queue_archive.{table} (msg_id)"));
+    let aged = free(c"queue_archive", "queue_archived", archive);
+    run_ddl(&format!("CREATE INDEX {aged} ON queue_archive.{table} (archived_at)"));
     run_ddl(&format!(
         "CREATE TRIGGER pg_queue_change AFTER INSERT OR UPDATE ON queue.{table} \
          FOR EACH ROW EXECUTE FUNCTION queue.on_change()"
@@ -295,7 +287,10 @@ fn notice_differences(name: &str, args: &Args, is: &Settings, given: &Given, unl
         ("retry_backoff", given_at(5) && is.retry_backoff != wanted.retry_backoff),
         ("retry_delay_max", given_at(6) && is.retry_delay_max_us != wanted.retry_delay_max_us),
         ("retry_jitter", given_at(7) && is.retry_jitter != wanted.retry_jitter),
+        ("message_ttl", given_at(8) && is.message_ttl_us != wanted.message_ttl_us),
+        ("archive_retention", given_at(9) && is.archive_retention_us != wanted.archive_retention_us),
         ("require_lease", given_at(15) && is.require_lease != wanted.require_lease),
+        ("durable_leases", given_at(16) && is.durable_leases != wanted.durable_leases),
         ("unlogged", unlogged_differs),
     ];
     for (setting, differs) in all {
@@ -338,47 +333,99 @@ fn check_owner(name: &str, relation: u32, action: &'static str) -> Result<()> {
     Err(Error::Denied { action, queue: name.to_owned(), needs: "ownership of its table".into() })
 }
 
+/// The columns of `queue_catalog.queue` that hold settings, with the types that their values are given in.
+const COLUMNS: [(&str, pg_sys::Oid); 12] = [
+    ("visibility_timeout", pg_sys::INTERVALOID),
+    ("max_deliveries", pg_sys::INT8OID),
+    ("dead_letter_queue", pg_sys::OIDOID),
+    ("retry_delay", pg_sys::INTERVALOID),
+    ("retry_backoff", pg_sys::FLOAT8OID),
+    ("retry_delay_max", pg_sys::INTERVALOID),
+    ("retry_jitter", pg_sys::FLOAT8OID),
+    ("require_lease", pg_sys::BOOLOID),
+    ("paused", pg_sys::BOOLOID),
+    ("message_ttl", pg_sys::INTERVALOID),
+    ("archive_retention", pg_sys::INTERVALOID),
+    ("durable_leases", pg_sys::BOOLOID),
+];
+
+/// A parameter's place in a statement, as its column takes it.
+fn placed(place: usize, kind: pg_sys::Oid) -> String {
+    if kind == pg_sys::OIDOID {
+        format!("${place}::pg_catalog.regclass")
+    } else {
+        format!("${place}")
+    }
+}
+
+/// Runs a statement whose parameters are these oids and then the settings, in the order of [`COLUMNS`].
+fn run_stored(statement: &str, oids: &[Value], s: &Settings) -> spi::Outcome {
+    let stored = [
+        Value::of_interval_us(s.visibility_timeout_us),
+        Value::of(s.max_deliveries),
+        s.dead_letter_queue.map_or(Value::NULL, oid),
+        Value::of_interval_us(s.retry_delay_us),
+        Value::of(s.retry_backoff),
+        Value::of_interval_us(s.retry_delay_max_us),
+        Value::of(s.retry_jitter),
+        Value::of(s.require_lease),
+        Value::of(s.paused),
+        Value::of_interval_us(s.message_ttl_us),
+        Value::of_interval_us(s.archive_retention_us),
+        Value::of(s.durable_leases),
+    ];
+    let types: Vec<u32> = oids
+        .iter()
+        .map(|_| pg_sys::OIDOID)
+        .chain(COLUMNS.iter().map(|(_, kind)| *kind))
+        .map(u32::from)
+        .collect();
+    let values: Vec<Value> = oids.iter().copied().chain(stored).collect();
+    spi::run(statement, &types, &values)
+}
+
+/// The default of `expires_at`, for messages that plain SQL sends.
+fn expiry_default(ttl_us: i64) -> String {
+    format!("pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) '{ttl_us} microseconds'::pg_catalog.interval")
+}
+
 /// Writes settings and has every backend and the dispatcher take them in at commit.
 fn store(relation: u32, s: &Settings, before: &Settings) -> Result<()> {
-    let outcome = user::acting_as_extension(|| {
-        spi::run(
-            "UPDATE queue_catalog.queue SET visibility_timeout = $2, max_deliveries = $3, \
-             dead_letter_queue = $4::pg_catalog.regclass, retry_delay = $5, retry_backoff = $6, \
-             retry_delay_max = $7, retry_jitter = $8, require_lease = $9, paused = $10 \
-             WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
-            &[
-                pg_sys::OIDOID,
-                pg_sys::INTERVALOID,
-                pg_sys::INT8OID,
-                pg_sys::OIDOID,
-                pg_sys::INTERVALOID,
-                pg_sys::FLOAT8OID,
-                pg_sys::INTERVALOID,
-                pg_sys::FLOAT8OID,
-                pg_sys::BOOLOID,
-                pg_sys::BOOLOID,
-            ]
-            .map(u32::from),
-            &[
-                oid(relation),
-                Value::of_interval_us(s.visibility_timeout_us),
-                Value::of(s.max_deliveries),
-                s.dead_letter_queue.map_or(Value::NULL, oid),
-                Value::of_interval_us(s.retry_delay_us),
-                Value::of(s.retry_backoff),
-                Value::of_interval_us(s.retry_delay_max_us),
-                Value::of(s.retry_jitter),
-                Value::of(s.require_lease),
-                Value::of(s.paused),
-            ],
-        )
-    });
+    let changes: Vec<String> = COLUMNS
+        .iter()
+        .zip(2..)
+        .map(|((name, kind), place)| format!("{name} = {}", placed(place, *kind)))
+        .collect();
+    let statement = format!(
+        "UPDATE queue_catalog.queue SET {} WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
+        changes.join(", ")
+    );
+    let outcome = user::acting_as_extension(|| run_stored(&statement, &[oid(relation)], s));
     if outcome.processed != 1 {
         // It was made or dropped since this transaction's snapshot (REPEATABLE READ).
         return Err(Error::QueueUnknown { queue: user::relation_name(relation).unwrap_or_default() });
     }
     hooks::invalidate_relation(relation);
+    if s.message_ttl_us != before.message_ttl_us {
+        set_expiry_default(relation, s.message_ttl_us);
+    }
+    if s.archive_retention_us != before.archive_retention_us {
+        journal::worker_called()?;
+    }
     journal::configured(relation, s.policy(), before.policy())
+}
+
+/// Locks the table against everybody for a moment, as any ALTER TABLE that changes a default does.
+fn set_expiry_default(relation: u32, ttl_us: i64) {
+    let Some(name) = user::relation_name(relation) else { return };
+    let default = if ttl_us > 0 {
+        format!("SET DEFAULT ({})", expiry_default(ttl_us))
+    } else {
+        "DROP DEFAULT".to_owned()
+    };
+    user::acting_as_extension(|| {
+        run_ddl(&format!("ALTER TABLE queue.{} ALTER COLUMN expires_at {default}", quoted(&name)));
+    });
 }
 
 /// A lock that lets messages flow and one alteration at a time.
@@ -569,9 +616,12 @@ pub fn queue_revoke(args: &Args) -> Result<Value> {
     change_grants(args, "REVOKE", "FROM")
 }
 
-/// The channel on which the worker will notify of a queue: `queue_<name>`, hashed beyond 63 bytes.
+/// What the channels of all queues begin with.
+pub const CHANNEL_PREFIX: &str = "queue_";
+
+/// The channel on which the worker notifies of a queue: `queue_<name>`, hashed beyond 63 bytes.
 pub fn channel(name: &str) -> String {
-    let channel = format!("queue_{name}");
+    let channel = format!("{CHANNEL_PREFIX}{name}");
     if channel.len() <= settings::NAME_BYTES_MAX {
         return channel;
     }
@@ -579,7 +629,7 @@ pub fn channel(name: &str) -> String {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    format!("queue_{hash:016x}")
+    format!("{CHANNEL_PREFIX}{hash:016x}")
 }
 
 /// `queue_list`: a row for each queue that the caller may use in any way; pg_monitor sees all.
@@ -589,7 +639,8 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
             "SELECT c.oid, c.relname::pg_catalog.text, pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text, \
              q.visibility_timeout, q.max_deliveries, COALESCE(d.relname::pg_catalog.text, ''), q.retry_delay, \
              q.retry_backoff, q.retry_delay_max, q.retry_jitter, q.require_lease, \
-             c.relpersistence OPERATOR(pg_catalog.=) 'u', q.paused, q.created_at \
+             c.relpersistence OPERATOR(pg_catalog.=) 'u', q.paused, q.created_at, q.message_ttl, \
+             q.archive_retention, q.durable_leases \
              FROM queue_catalog.queue q \
              JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) q.queue::pg_catalog.oid \
              LEFT JOIN pg_catalog.pg_class d ON d.oid OPERATOR(pg_catalog.=) q.dead_letter_queue::pg_catalog.oid \
@@ -621,15 +672,15 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
             row[7],
             row[8],
             row[9],
-            zero,                                                // message_ttl
-            zero,                                                // archive_retention
+            row[14],
+            row[15],
             Value::of(0i64),                                     // max_length
             Value::of("reject"),                                 // overflow
             Value::of_interval_us(5 * 60 * settings::SECOND_US), // dedup_window
             zero,                                                // priority_ageing
             Value::of(false),                                    // group_fairness
             row[10],
-            Value::of(false), // durable_leases
+            row[16],
             row[11],
             row[12],
             Value::of(channel(&name)),

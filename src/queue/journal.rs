@@ -73,6 +73,8 @@ enum Op {
     Dropped { relation: u32 },
     /// Extensions came or went: the launcher is to look.
     Extensions,
+    /// Something of the worker's concern that is not one queue's has changed: it is to look.
+    WorkerCalled,
 }
 
 #[derive(Clone, Copy)]
@@ -85,6 +87,9 @@ struct Entry {
 struct Journal {
     entries: Vec<Entry>,
     overlay: Overlay,
+    /// For each table the earliest time at which a message that was written expires. Not undone by a rollback: who
+    /// is told of it looks.
+    expiries: Vec<(u32, i64)>,
 }
 
 pub use crate::queue::overlay::{Own, Then as OwnThen};
@@ -114,6 +119,7 @@ impl Journal {
     fn forget(&mut self) {
         self.entries.clear();
         self.overlay.clear();
+        self.expiries.clear();
         if self.entries.capacity() > 1_024 {
             self.entries = Vec::new(); // a large transaction's memory is given back
         }
@@ -294,6 +300,26 @@ pub fn dropped(relation: u32) -> Result<()> {
 /// Extensions or databases came or went.
 pub fn extensions_changed() -> Result<()> {
     record(Op::Extensions)
+}
+
+/// What the worker goes by was changed.
+pub fn worker_called() -> Result<()> {
+    record(Op::WorkerCalled)
+}
+
+/// A row was written that expires at that time.
+pub fn expires(relation: u32, at_us: i64) -> Result<()> {
+    JOURNAL.with_borrow_mut(|j| match j.expiries.iter_mut().find(|(of, _)| *of == relation) {
+        Some((_, first_us)) => {
+            *first_us = at_us.min(*first_us);
+            Ok(())
+        }
+        None => {
+            j.expiries.try_reserve(1).map_err(|_| Error::Memory)?;
+            j.expiries.push((relation, at_us));
+            Ok(())
+        }
+    })
 }
 
 /// Whether this transaction created the table: then nobody else has sent anything to it.
@@ -489,6 +515,7 @@ fn publish(journal: &Journal) {
                         }
                     }
                     Op::Extensions => extensions = true,
+                    Op::WorkerCalled => arena.worker_wake(database, fx),
                     Op::Leased { .. }
                     | Op::Was(..)
                     | Op::Unslotted { .. }
@@ -508,6 +535,15 @@ fn publish(journal: &Journal) {
             }
         }
     }
+    if !journal.expiries.is_empty() {
+        let _ = shmem::with_arena(|arena, now, fx| {
+            for (relation, at_us) in &journal.expiries {
+                if let Some(at) = arena.queue_find(database, *relation) {
+                    arena.expires_at(at, *at_us, now, fx);
+                }
+            }
+        });
+    }
     if extensions {
         crate::worker::look_again();
     }
@@ -520,7 +556,7 @@ fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: No
         State::Leased { lease_id, until_us, commit_until_us } => {
             let row = Row { count: local.row.count.saturating_sub(1), ..local.row };
             let until_us = until_us.min(commit_until_us);
-            let lease = Lease { until_us, pid };
+            let lease = Lease { until_us, pid, lxid: 0, flush_us: settings::lease_flush_us() };
             arena.publish_leased(at, row, lease_id, lease, now, fx);
         }
         State::Gone => {}

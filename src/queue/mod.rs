@@ -3,7 +3,7 @@
 //! A message's way: [`send`] writes the row; at commit [`journal`] publishes it to the dispatcher; [`take`]
 //! leases it and fetches its row, after [`load`] has brought in what has no slot; [`finish`] pins it and deletes
 //! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
-//! transaction sees of its own sends. [`resolve`] knows which table a
+//! transaction sees of its own sends, [`wait`] how one sleeps until there is something, [`lease`] what brings leases to the tables and back. [`resolve`] knows which table a
 //! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good, [`peek`]
 //! looks.
 
@@ -13,6 +13,7 @@ pub mod capture;
 pub mod dead_letter;
 pub mod finish;
 pub mod journal;
+pub mod lease;
 pub mod load;
 pub mod overlay;
 pub mod peek;
@@ -20,6 +21,7 @@ pub mod resolve;
 pub mod retry;
 pub mod send;
 pub mod take;
+pub mod wait;
 
 /// A queue table's columns, by number: their names are the table's definition in `admin`.
 pub mod column {
@@ -41,10 +43,17 @@ pub mod column {
     pub const MESSAGE: usize = 8;
     /// text.
     pub const LAST_ERROR: usize = 9;
+    /// timestamptz, null = never.
+    pub const EXPIRES_AT: usize = 10;
 }
 
 use crate::pg::table::Record;
 use queue_dispatch::Row;
+
+/// When a message expires, wall clock.
+pub fn expires_us(record: &Record) -> Option<i64> {
+    record.value(column::EXPIRES_AT).time_us()
+}
 
 /// What the dispatcher must know of a row.
 pub fn row_of(record: &Record) -> Row {

@@ -39,6 +39,12 @@ pub struct Settings {
     pub require_lease: bool,
     /// Reads return nothing.
     pub paused: bool,
+    /// How long a message lives unless its sender says otherwise, microseconds; 0 = for ever.
+    pub message_ttl_us: i64,
+    /// How long archived messages are kept, microseconds; 0 = for ever.
+    pub archive_retention_us: i64,
+    /// A read returns when its counts are on disk.
+    pub durable_leases: bool,
 }
 
 impl Settings {
@@ -53,6 +59,9 @@ impl Settings {
         retry_jitter: Policy::DEFAULT.retry_jitter,
         require_lease: false,
         paused: false,
+        message_ttl_us: 0,
+        archive_retention_us: 0,
+        durable_leases: false,
     };
 
     /// The part that the dispatcher needs.
@@ -80,6 +89,8 @@ pub struct Queue {
     pub key: u32,
     /// The index on `visible_at`.
     pub due: u32,
+    /// The index on `expires_at`.
+    pub expiry: u32,
     /// The way past the executor for its messages, if its table is as queue_create made it.
     pub direct: Option<Direct>,
     /// Its settings.
@@ -91,7 +102,7 @@ pub struct Queue {
 }
 
 /// Where a sent message's columns come from, as `admin` makes the table.
-const SOURCES: [Source; 9] = [
+const SOURCES: [Source; 10] = [
     Source::Identity,    // msg_id
     Source::Clock,       // enqueued_at
     Source::GivenOrNull, // visible_at
@@ -101,6 +112,7 @@ const SOURCES: [Source; 9] = [
     Source::GivenOrNull, // headers
     Source::Given,       // message
     Source::Null,        // last_error
+    Source::GivenOrNull, // expires_at; its default is for plain SQL
 ];
 
 /// What a kept plan is for.
@@ -225,26 +237,31 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
     let columns = table.columns();
     let key = table.primary_key(column::MSG_ID as i16);
     let due = table::index_on(&table, column::VISIBLE_AT as i16, pg_sys::TIMESTAMPTZOID);
+    let expiry = table::index_on(&table, column::EXPIRES_AT as i16, pg_sys::TIMESTAMPTZOID);
     let is_heap = table.is_heap();
-    let direct = key.zip(due).filter(|_| is_heap && columns_are_ours(&columns)).and_then(|(key, due)| {
+    let indexes = key.zip(due).zip(expiry).filter(|_| is_heap && columns_are_ours(&columns));
+    let direct = indexes.and_then(|((key, due), expiry)| {
         let trigger = user::acting_as_extension(|| call::function_oid("queue.on_change()"));
-        Direct::of(&table, &SOURCES, (key, due, column::VISIBLE_AT), trigger)
+        let indexes = [(key, column::MSG_ID), (due, column::VISIBLE_AT), (expiry, column::EXPIRES_AT)];
+        Direct::of(&table, &SOURCES, indexes, trigger)
     });
     table.close(None, true);
     if !is_heap {
         return Err(broken("It is not an ordinary table in heap storage."));
     }
     if !columns_are_ours(&columns) {
-        return Err(broken("Its first nine columns are not those that queue_create made."));
+        return Err(broken("Its first ten columns are not those that queue_create made."));
     }
     let key = key.ok_or_else(|| broken("It has no primary key on msg_id (yet)."))?;
     let due = due.ok_or_else(|| broken("It has no plain index on visible_at."))?;
+    let expiry = expiry.ok_or_else(|| broken("It has no plain index on expires_at."))?;
     Ok(Some(Queue {
         name: name.to_owned(),
         relation,
         archive,
         key,
         due,
+        expiry,
         direct,
         settings,
         at: Cell::new(QueueRef { epoch: 0, generation: 0, index: 0 }),
@@ -270,6 +287,7 @@ pub fn columns_are_ours(columns: &[(String, u32)]) -> bool {
         ("headers", pg_sys::JSONBOID),
         ("message", pg_sys::JSONBOID),
         ("last_error", pg_sys::TEXTOID),
+        ("expires_at", pg_sys::TIMESTAMPTZOID),
     ];
     columns.len() >= expected.len()
         && expected
@@ -282,7 +300,7 @@ pub fn columns_are_ours(columns: &[(String, u32)]) -> bool {
 pub fn read_settings(relation: u32) -> Option<(u32, Settings)> {
     const STATEMENT: &str = "SELECT archive::pg_catalog.oid, visibility_timeout, max_deliveries, \
         dead_letter_queue::pg_catalog.oid, retry_delay, retry_backoff, retry_delay_max, retry_jitter, \
-        require_lease, paused FROM queue_catalog.queue \
+        require_lease, paused, message_ttl, archive_retention, durable_leases FROM queue_catalog.queue \
         WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass";
     let snapshot = Snapshot::latest();
     let outcome = user::acting_as_extension(|| {
@@ -303,6 +321,9 @@ pub fn read_settings(relation: u32) -> Option<(u32, Settings)> {
             retry_jitter: row[7].get()?,
             require_lease: row[8].get()?,
             paused: row[9].get()?,
+            message_ttl_us: us(row[10]),
+            archive_retention_us: us(row[11]),
+            durable_leases: row[12].get()?,
         },
     ))
 }
@@ -317,7 +338,7 @@ fn attach(queue: &Queue) -> Result<()> {
             let at = arena.queue_attach(database, queue.relation, now.wall_us)?;
             let (is_configured, version) = arena.queue_config_state(at)?;
             if !is_configured {
-                arena.worker_wake(database, fx); // it looks at what is new
+                arena.queue_look(at, fx); // the worker looks at what is new
             }
             Some((at, is_configured, version))
         })?
@@ -325,18 +346,16 @@ fn attach(queue: &Queue) -> Result<()> {
             what: "too many queues are in use",
             hint: "Raise pg_queue.max_queues and restart the server.".into(),
         })?;
-        // Only now: whoever is interrupted below comes here again.
+        // Its place is remembered only when all is done: whoever is interrupted comes here again.
         if is_configured {
+            super::lease::restore(queue, at)?;
             queue.at.set(at);
             return Ok(());
         }
         let Some((_, settings)) = read_settings(queue.relation) else {
             return Err(Error::QueueUnknown { queue: queue.name.clone() });
         };
-        if shmem::with_arena(|arena, _, _| arena.queue_configure(at, version, settings.policy()))? {
-            queue.at.set(at);
-            return Ok(());
-        }
+        shmem::with_arena(|arena, _, _| arena.queue_configure(at, version, settings.policy()))?;
     }
 }
 

@@ -364,6 +364,21 @@ fn delete_as_owner(queue: &Queue, msg_id: i64) -> Deleted {
     }
 }
 
+/// For the worker: deletes a row that was just found under `snapshot`, and waits for nobody.
+pub fn delete_at_once(
+    queue: &Queue,
+    table: &Table,
+    record: &Record,
+    msg_id: i64,
+    snapshot: &Snapshot,
+) -> Deleted {
+    if table.is_plain_for_delete() {
+        table.delete(record.tid(), snapshot, false)
+    } else {
+        delete_as_owner(queue, msg_id)
+    }
+}
+
 /// For the worker: moves messages that had their last delivery, pinned by it, to where failures go. What
 /// another transaction is at is left for later. Returns how many were moved.
 pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Taken]) -> Result<usize> {
@@ -373,12 +388,7 @@ pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Tak
     for one in pinned {
         let found = super::take::find(queue, &table, one.tid, one.msg_id, &snapshot);
         let Some(record) = found else { continue };
-        let deleted = if table.is_plain_for_delete() {
-            table.delete(record.tid(), &snapshot, false)
-        } else {
-            delete_as_owner(queue, one.msg_id)
-        };
-        match deleted {
+        match delete_at_once(queue, &table, &record, one.msg_id, &snapshot) {
             Deleted::Ok => {
                 dead_letter::bury(queue, dead_letter::copy(&record, one.count), "max_deliveries", None)?;
                 moved += 1;

@@ -7,7 +7,7 @@ use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{Fired, RowExclusiveLock, Table};
 use crate::pg::{clock, spi};
 use crate::queue::resolve::{self, For, Queue};
-use crate::queue::{args, capture, journal, row_of};
+use crate::queue::{args, capture, expires_us, journal, row_of};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::Row;
@@ -28,6 +28,21 @@ fn visible_at(delay: Value, deliver_at: Value) -> Result<Value> {
         (None | Some(0), None) => Ok(Value::NULL),
         (Some(us), None) => Ok(Value::of_time_us(clock::now().wall_us.saturating_add(us))),
     }
+}
+
+/// When a message expires: so long after it becomes visible.
+fn expires_at(queue: &Queue, ttl_us: Option<i64>, visible_at: Value) -> Value {
+    match ttl_us.unwrap_or(queue.settings.message_ttl_us) {
+        0 => Value::NULL,
+        ttl_us => {
+            let from_us = visible_at.time_us().unwrap_or_else(|| clock::now().wall_us);
+            Value::of_time_us(from_us.saturating_add(ttl_us))
+        }
+    }
+}
+
+fn ttl_us(value: Value) -> Result<Option<i64>> {
+    args::duration(value, "ttl", settings::TTL_US)
 }
 
 const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
@@ -51,15 +66,17 @@ pub fn send(args: &Args) -> Result<Value> {
     args::unbuilt(args.value(5).i64().unwrap_or(0) == 0, "priority")?;
     args::unbuilt(args.value(6).is_null(), "group_key")?;
     args::unbuilt(args.value(7).is_null(), "dedup_key")?;
-    args::unbuilt(args.value(8).is_null(), "ttl")?;
+    let ttl_us = ttl_us(args.value(8))?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
+    let expires_at = expires_at(&queue, ttl_us, visible_at);
     let mut sent = Value::NULL;
-    insert(&queue, std::iter::once([visible_at, args.value(2), message]), &mut |id| sent = Value::of(id))?;
+    let given = [visible_at, args.value(2), message, expires_at];
+    insert(&queue, std::iter::once(given), &mut |id| sent = Value::of(id))?;
     Ok(sent)
 }
 
-/// A message's row, as far as the sender gives it: `visible_at`, `headers`, `message`.
-type Given = [Value; 3];
+/// A message's row, as far as the sender gives it: `visible_at`, `headers`, `message`, `expires_at`.
+type Given = [Value; 4];
 
 /// Inserts messages under the caller's own rights, and calls `done` with each one's id, in order. Past the executor
 /// where that goes past nothing, else by a statement.
@@ -72,7 +89,11 @@ fn insert(queue: &Queue, rows: impl ExactSizeIterator<Item = Given>, done: &mut 
     };
     journal::reserve_sent(rows.len())?;
     let mut due = Vec::with_capacity(rows.len());
-    let rows = rows.inspect(|row| due.push(row[0].time_us()));
+    let mut expires_us = None;
+    let rows = rows.inspect(|row| {
+        due.push(row[0].time_us());
+        expires_us = expires_us.into_iter().chain(row[3].time_us()).min();
+    });
     let mut inserted = Vec::with_capacity(rows.len());
     direct.insert(&table, rows, &mut |msg_id, tid| inserted.push((msg_id, tid)));
     table.close(None, true);
@@ -80,7 +101,7 @@ fn insert(queue: &Queue, rows: impl ExactSizeIterator<Item = Given>, done: &mut 
         journal::sent(queue.relation, Row { msg_id, tid, visible_at_us, count: 0 })?;
         done(msg_id);
     }
-    Ok(())
+    expires_us.map_or(Ok(()), |at_us| journal::expires(queue.relation, at_us))
 }
 
 fn insert_by_statement(
@@ -92,16 +113,22 @@ fn insert_by_statement(
         // The row's number keeps the ids in the order of the input.
         spi::prepare(
             &format!(
-                "INSERT INTO {} (visible_at, headers, message) SELECT v, h, m FROM ROWS FROM \
-                 (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) WITH ORDINALITY \
-                 AS input (v, h, m, n) ORDER BY n",
+                "INSERT INTO {} (visible_at, headers, message, expires_at) SELECT v, h, m, e FROM ROWS FROM \
+                 (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) \
+                 WITH ORDINALITY AS input (v, h, m, e, n) ORDER BY n",
                 queue.table_name()
             ),
-            &[pg_sys::TIMESTAMPTZARRAYOID.into(), pg_sys::JSONBARRAYOID.into(), pg_sys::JSONBARRAYOID.into()],
+            &[
+                pg_sys::TIMESTAMPTZARRAYOID.into(),
+                pg_sys::JSONBARRAYOID.into(),
+                pg_sys::JSONBARRAYOID.into(),
+                pg_sys::TIMESTAMPTZARRAYOID.into(),
+            ],
         )
     });
-    let (mut due, mut headers, mut messages) = (Vec::new(), Vec::new(), Vec::new());
-    for [visible_at, header, message] in rows {
+    let (mut due, mut headers, mut messages, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for [visible_at, header, message, expires_at] in rows {
+        ends.push(expires_at);
         due.push(visible_at);
         headers.push(header);
         messages.push(message);
@@ -112,6 +139,7 @@ fn insert_by_statement(
                 Value::array(pg_sys::TIMESTAMPTZOID.into(), &due),
                 Value::array(pg_sys::JSONBOID.into(), &headers),
                 Value::array(pg_sys::JSONBOID.into(), &messages),
+                Value::array(pg_sys::TIMESTAMPTZOID.into(), &ends),
             ],
             None,
         )
@@ -136,12 +164,14 @@ pub fn send_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     args::unbuilt(args.value(5).i64().unwrap_or(0) == 0, "priority")?;
     args::unbuilt(args.value(6).is_null(), "group_keys")?;
     args::unbuilt(args.value(7).is_null(), "dedup_keys")?;
-    args::unbuilt(args.value(8).is_null(), "ttl")?;
+    let ttl_us = ttl_us(args.value(8))?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
     if len == 0 {
         return Ok(());
     }
-    let given = headers.into_iter().zip(messages).map(|(header, message)| [visible_at, header, message]);
+    let expires_at = expires_at(&queue, ttl_us, visible_at);
+    let given =
+        headers.into_iter().zip(messages).map(|(header, message)| [visible_at, header, message, expires_at]);
     insert(&queue, given, &mut |msg_id| rows.emit([Value::of(msg_id)]))
 }
 
@@ -182,6 +212,7 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
             format!("at most {} elements", settings::BATCH_MAX),
         ));
     }
+    let queue = resolve::open(&name, RowExclusiveLock)?;
     let mut given: Vec<Given> = Vec::with_capacity(raw.len());
     for (index, raw) in raw.iter().enumerate() {
         let problem = |problem: String| Error::Entry { index, problem };
@@ -192,16 +223,17 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
         args::unbuilt(entry.priority.unwrap_or(0) == 0, "priority")?;
         args::unbuilt(entry.group_key.is_none(), "group_key")?;
         args::unbuilt(entry.dedup_key.is_none(), "dedup_key")?;
-        args::unbuilt(entry.ttl.is_none(), "ttl")?;
+        let ttl = entry.ttl.as_deref().map_or(Value::NULL, Value::of_interval_text);
         let delay = entry.delay.as_deref().map_or(Value::NULL, Value::of_interval_text);
         let deliver_at = entry.deliver_at.as_deref().map_or(Value::NULL, Value::of_time_text);
+        let visible_at = visible_at(delay, deliver_at)?;
         given.push([
-            visible_at(delay, deliver_at)?,
+            visible_at,
             entry.headers.map_or(Value::NULL, |h| Value::of_jsonb_text(h.get())),
             Value::of_jsonb_text(entry.message.get()),
+            expires_at(&queue, ttl_us(ttl)?, visible_at),
         ]);
     }
-    let queue = resolve::open(&name, RowExclusiveLock)?;
     if given.is_empty() {
         return Ok(());
     }
@@ -231,10 +263,12 @@ pub fn on_change(args: &Args) -> Result<Value> {
             let row = row_of(&record);
             capture::inserted(relation, row.msg_id);
             journal::sent(relation, row)?;
+            expires_us(&record).map_or(Ok(()), |at_us| journal::expires(relation, at_us))?;
         }
         Fired::Updated(relation, old, new) => {
             check_columns(relation)?;
             journal::updated(relation, row_of(&old).msg_id, row_of(&new))?;
+            expires_us(&new).map_or(Ok(()), |at_us| journal::expires(relation, at_us))?;
         }
     }
     Ok(Value::no_row())

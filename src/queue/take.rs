@@ -1,22 +1,21 @@
-//! Reading: messages are leased in the dispatcher, their rows fetched, and nothing is written. Waiting, too.
+//! Reading: messages are leased in the dispatcher, their rows fetched, and nothing is written.
 //!
 //! The order: lock the table, take, **then** a snapshot, then fetch. A message is published after its commit is
 //! visible, so a snapshot taken after the take sees it. The address in the slot is a hint: what lies there is
 //! compared, and if it is not the message, the primary key is asked, under that same snapshot.
 //!
-//! A sleeping reader holds no lock on the table (unless the transaction had one before) and is in the
-//! dispatcher's lists; its abort callback takes it out again.
+//! How a reader sleeps is told in [`super::wait`].
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
 use crate::pg::{clock, latch, shmem, xact};
 use crate::queue::load::{self, Loaded};
 use crate::queue::resolve::{self, Queue};
-use crate::queue::{args, column, journal, row_of};
+use crate::queue::{args, column, expires_us, journal, row_of, wait};
 use crate::settings::{self, SECOND_US};
-use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX, NEVER_US};
+use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX};
 use std::rc::Rc;
 
 /// One message on its way out.
@@ -88,14 +87,17 @@ fn take_ready(
     give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
     let mut given = 0;
-    let pid = latch::my_pid();
+    let (pid, lxid) = (latch::my_pid(), latch::my_lxid());
+    let is_durable = queue.settings.durable_leases;
+    let flush_us = if is_durable { 0 } else { settings::lease_flush_us() };
+    let mut leases = Vec::new();
     while given < quantity {
         pgrx::check_for_interrupts!();
         let want = (quantity - given).min(CHUNK_MAX);
         let mut taken = vec![Taken::default(); want];
         journal::reserve(want)?;
         let (count, at, now) = queue.with(|arena, at, now, fx| {
-            let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), pid };
+            let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), pid, lxid, flush_us };
             (arena.take(at, lease, now, &mut taken, fx), at, now)
         })?;
         let taken = &taken[..count];
@@ -108,9 +110,15 @@ fn take_ready(
         crate::wait_point!("take-fetch");
         let expires_us = now.wall_us.saturating_add(lease_us);
         given += fetch(queue, at, taken, expires_us, mode, give)?;
+        if is_durable {
+            leases.extend(taken.iter().map(|one| (one.msg_id, one.lease_id)));
+        }
         if count < want {
             break;
         }
+    }
+    if !leases.is_empty() {
+        super::lease::await_written(queue, queue.at(), &leases)?;
     }
     if given < quantity {
         given += take_own(queue, quantity - given, lease_us, mode, give)?;
@@ -134,6 +142,10 @@ fn fetch(
             forget(at, one)?;
             continue;
         };
+        if is_expired(&record) {
+            put_off(at, one)?;
+            continue;
+        }
         let row = row_of(&record);
         let mut count = one.count;
         // Most rows say nothing but that the message is there.
@@ -159,6 +171,18 @@ fn fetch(
     table.close(None, true);
     snapshot.done();
     Ok(given)
+}
+
+fn is_expired(record: &Record) -> bool {
+    expires_us(record).is_some_and(|at_us| at_us <= clock::now().wall_us)
+}
+
+/// A message that was taken has expired: the worker is to see to it.
+fn put_off(at: QueueRef, one: &Taken) -> Result<()> {
+    shmem::with_arena(|arena, now, fx| {
+        arena.put_off(at, *one, now.mono_us.saturating_add(SECOND_US), fx);
+        arena.expires_at(at, i64::MIN, now, fx);
+    })
 }
 
 /// A message that was taken has no row. If this transaction itself may have deleted it, and may roll back, it stays
@@ -270,6 +294,11 @@ fn take_own(
             journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
             continue;
         };
+        if is_expired(&record) {
+            let back = Row { count: row.count.saturating_sub(1), ..row };
+            journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Wait(back))?;
+            continue;
+        }
         if mode == Mode::Pop {
             let deleted = super::finish::delete_row(queue, &table, record.tid(), row.msg_id, &snapshot)?;
             if deleted != Deleted::Ok {
@@ -321,7 +350,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         let next =
             if given == request.quantity { Next::Empty } else { bring_in(&opened, start_us, &mut loads)? };
         if is_registered {
-            leave()?;
+            wait::leave()?;
             is_registered = false;
         }
         if given > 0 && !matches!(next, Next::TakeAgain) {
@@ -341,38 +370,35 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
             Next::Await => start_us.saturating_add(LOAD_PATIENCE_US).max(deadline_us),
             Next::Empty => deadline_us,
         };
-        // Ends empty just before the statement would be cancelled.
-        let strikes_us = latch::statement_deadline_us().map_or(NEVER_US, |at| {
-            let at_us = now.mono_of(at);
-            // A fifth of what there is, at most this: a busy server wakes us late.
-            const MARGIN_MAX_US: i64 = 100_000;
-            at_us - (at_us.saturating_sub(start_us) / 5).clamp(0, MARGIN_MAX_US)
-        });
-        let until_us = until_us.min(strikes_us);
+        let until_us = until_us.min(wait::strikes_us(start_us, now));
         if now.mono_us >= until_us {
             return Ok(());
         }
         loads = 0;
         is_registered = true;
-        sleep(&opened, until_us)?;
+        wait::sleep(&opened, until_us)?;
     }
 }
 
-enum Next {
+/// What there is to do for one who found nothing to take.
+pub enum Next {
+    /// There may be something now.
     TakeAgain,
+    /// There is nothing.
     Empty,
     /// Somebody else loads.
     Await,
 }
 
 /// A call answers empty only after a load that was begun since, or after this long.
-const LOAD_PATIENCE_US: i64 = SECOND_US;
+pub const LOAD_PATIENCE_US: i64 = SECOND_US;
 
 /// Most loads of one call between two sleeps: a load can end under a mark again, if messages without room were
 /// published meanwhile.
 const LOADS_MAX: u32 = 3;
 
-fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next> {
+/// Brings in what is under a mark, or due but not tracked. `loads` counts those of one call.
+pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next> {
     let mut next = Next::Empty;
     let is_patient = clock::now().mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
     for queue in queues {
@@ -414,49 +440,9 @@ fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next
     Ok(next)
 }
 
-fn has_ready(queue: &Queue) -> Result<bool> {
+/// Whether something may be taken at once.
+pub fn has_ready(queue: &Queue) -> Result<bool> {
     queue.with(|arena, at, _, _| arena.has_ready(at))
-}
-
-/// Sleeps until one of the queues may have something, at most until `until_us`.
-fn sleep(queues: &[Rc<Queue>], until_us: i64) -> Result<()> {
-    let me = latch::my_proc();
-    let places: Vec<QueueRef> = queues.iter().map(|queue| queue.at()).collect();
-    // Registered first: whatever becomes ready from here on wakes us. Then a last look.
-    journal::waiting(true);
-    let (next_us, now_us) = shmem::with_arena(|arena, now, fx| {
-        arena.wait_begin(me, &places, fx);
-        let next_us = places.iter().map(|at| arena.next_event_us(*at, now)).min().unwrap_or(NEVER_US);
-        (next_us, now.mono_us)
-    })?;
-    if next_us <= now_us {
-        return Ok(());
-    }
-    crate::wait_point!("wait-sleep");
-    // The worker is on time; should it not be, a reader sees to what is due itself, a little later.
-    const WORKER_GRACE_US: i64 = 25_000;
-    let until_us = until_us.min(next_us.saturating_add(WORKER_GRACE_US));
-    let left_us = until_us.saturating_sub(clock::now().mono_us).clamp(0, 60 * SECOND_US);
-    latch::sleep(left_us.div_euclid(1_000) + 1, wait_event());
-    Ok(())
-}
-
-fn wait_event() -> u32 {
-    thread_local!(static EVENT: std::cell::OnceCell<u32> = const { std::cell::OnceCell::new() });
-    EVENT.with(|event| *event.get_or_init(|| latch::wait_event(c"QueueRead")))
-}
-
-/// Leaves the lists of waiters after an attempt to take; a wake-up that is not used up goes on to the next.
-fn leave() -> Result<()> {
-    let me = latch::my_proc();
-    shmem::with_arena(|arena, _, fx| arena.wait_end(me, fx))?;
-    journal::waiting(false);
-    Ok(())
-}
-
-fn wait_us(args: &Args, position: usize) -> Result<i64> {
-    let wait = args::duration(args.value(position), "wait", 0..=settings::DAY_US)?.unwrap_or(0);
-    Ok(wait.min(settings::wait_max_us()))
 }
 
 fn lease_us(args: &Args, position: usize) -> Result<Option<i64>> {
@@ -472,7 +458,7 @@ pub fn queue_read(args: &Args, rows: &mut Rows) -> Result<()> {
         queues: std::slice::from_ref(&queue),
         quantity: args::quantity(args, 1, 1)?,
         lease_us: lease_us(args, 2)?,
-        wait_us: wait_us(args, 3)?,
+        wait_us: wait::wait_us(args, 3)?,
         mode: Mode::Lease,
         never_waits: false,
     };
@@ -481,26 +467,13 @@ pub fn queue_read(args: &Args, rows: &mut Rows) -> Result<()> {
 
 /// `queue_read_any`.
 pub fn queue_read_any(args: &Args, rows: &mut Rows) -> Result<()> {
-    let mut queues = Vec::new();
-    for name in args::array(args, 0, "queues")? {
-        let name = name.text().ok_or(Error::Null { argument: "queues", hint: None })?;
-        if !queues.contains(&name) {
-            queues.push(name);
-        }
-    }
-    if queues.is_empty() || queues.len() > settings::QUEUES_MAX {
-        return Err(Error::argument(
-            "queues",
-            format!("{} names", queues.len()),
-            format!("1 to {}", settings::QUEUES_MAX),
-        ));
-    }
+    let queues = wait::queue_names(args, 0)?;
     args::unbuilt(args.value(4).is_null(), "consumer")?;
     let request = Request {
         queues: &queues,
         quantity: args::quantity(args, 1, 1)?,
         lease_us: lease_us(args, 2)?,
-        wait_us: wait_us(args, 3)?,
+        wait_us: wait::wait_us(args, 3)?,
         mode: Mode::Lease,
         never_waits: false,
     };

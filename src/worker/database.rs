@@ -1,6 +1,7 @@
 //! A database's worker: does what is due, then sleeps until the next thing is. Its duties, each a `tick` over one
 //! queue: leases and delays that end, loading ahead of the readers, scanning for what is due soon, moving away
-//! what had its last delivery; and, for the database, what prepared transactions sent.
+//! what had its last delivery or has expired ([`super::expiry`]), writing leases ([`super::leases`]), telling those
+//! who listen ([`super::notify`]); and, for the database, archives, and what prepared transactions sent.
 //!
 //! It is in nobody's way: each piece of work is a transaction of its own, no row or table lock is waited for, and
 //! it ends when somebody needs the database for himself. An error in one piece is logged and the others go on.
@@ -12,8 +13,10 @@ use crate::pg::shmem::Request;
 use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{finish, journal, load, resolve, retry};
+use crate::settings;
+use crate::worker::{expiry, leases, notify, survey};
 use pgrx::pg_sys;
-use queue_dispatch::{Taken, Tick, NEVER_US, NIL};
+use queue_dispatch::{QueueRef, Taken, Tick, NEVER_US, NIL};
 use std::collections::HashMap;
 
 /// Messages moved away per transaction.
@@ -55,6 +58,8 @@ pub fn main(database: u32) {
         // Not known: the launcher tries again after a while.
         None => worker::end(),
     }
+    end_if_disabled(database);
+    let enabled = survey::enabled_setting();
     worker::at_exit(|| {
         let (database, me) = (user::database(), latch::my_proc());
         let _ = shmem::with_arena(|arena, _, _| {
@@ -76,17 +81,34 @@ pub fn main(database: u32) {
     }
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut postponed = Postponed::new();
+    let mut archives = expiry::Archives::default();
     let mut prepared_us = 0;
     loop {
-        worker::reload_config();
+        if worker::reload_config() {
+            end_if_disabled(database);
+        }
         let is_called = shmem::with_arena(|arena, _, _| arena.worker_round(database)).unwrap_or(true);
         if is_called {
             end_if_unwanted(database);
+            if survey::enabled_setting() != enabled {
+                worker::end(); // the next one begins with it
+            }
+            survey::attach_queues(database);
+            archives.look();
         }
         if is_called || prepared_us <= clock::now().mono_us {
             prepared_us = prepared();
         }
-        latch::sleep(round(database, prepared_us, &mut postponed), wait_event);
+        let next_us = prepared_us.min(archives.trim());
+        latch::sleep(round(database, next_us, &mut postponed), wait_event);
+    }
+}
+
+/// Ends this worker where there is to be none. The launcher tries again when settings change.
+fn end_if_disabled(database: u32) {
+    if !settings::is_worker_enabled() {
+        tell_idle(database);
+        worker::end();
     }
 }
 
@@ -126,9 +148,10 @@ fn tell_idle(database: u32) {
 }
 
 /// One round over the queues. Returns how long nothing is due, in milliseconds, -1 for ever.
-fn round(database: u32, prepared_us: i64, postponed: &mut Postponed) -> i64 {
-    let mut next_us = prepared_us;
+fn round(database: u32, next_us: i64, postponed: &mut Postponed) -> i64 {
+    let mut next_us = next_us;
     let mut from = 0;
+    let (mut to_flush, mut to_notify): (Vec<(QueueRef, u32)>, Vec<(QueueRef, u32)>) = (Vec::new(), Vec::new());
     while from != NIL {
         let Ok((tick, next)) = shmem::with_arena(|arena, now, fx| arena.tick(database, from, now, fx)) else {
             break;
@@ -139,6 +162,18 @@ fn round(database: u32, prepared_us: i64, postponed: &mut Postponed) -> i64 {
             if tick.load || tick.scan || tick.exhausted > 0 {
                 next_us = next_us.min(serve(database, &tick, postponed));
             }
+            if tick.flush {
+                to_flush.push((tick.queue, tick.relation));
+            }
+            if tick.notify {
+                to_notify.push((tick.queue, tick.relation));
+            }
+            if tick.expire {
+                expiry::expire(database, &tick);
+            }
+            if (tick.sweep || tick.is_new) && !leases::sweep(database, &tick) {
+                next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
+            }
             if tick.is_new && !(raise_identity(database, &tick) & enable_triggers(database, &tick)) {
                 // Somebody holds a lock on it, the one who made it perhaps: later.
                 let _ = shmem::with_arena(|arena, _, _| arena.queue_look_again(tick.queue));
@@ -146,6 +181,12 @@ fn round(database: u32, prepared_us: i64, postponed: &mut Postponed) -> i64 {
             }
         }
         pgrx::check_for_interrupts!();
+    }
+    if !to_flush.is_empty() {
+        leases::flush(database, &to_flush);
+    }
+    if !to_notify.is_empty() {
+        notify::notify(&to_notify);
     }
     let now_us = clock::now().mono_us;
     let until_us = shmem::with_arena(|arena, _, _| arena.worker_sleep(database, next_us)).unwrap_or(NEVER_US);
@@ -250,7 +291,9 @@ fn move_away(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
     now_us + pause_us
 }
 
-enum Opened {
+/// What came of opening a queue.
+pub enum Opened {
+    /// Here it is, locked.
     Yes(std::rc::Rc<resolve::Queue>),
     /// It is not there any more, and is forgotten.
     Gone,
@@ -259,7 +302,7 @@ enum Opened {
 }
 
 /// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
-fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
+pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
     if !table::try_lock(tick.relation, mode) {
         return Ok(Opened::Locked);
     }

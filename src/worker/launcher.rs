@@ -51,7 +51,10 @@ pub fn main(_argument: u32) {
     let wait_event = latch::wait_event(c"QueueLauncher");
     let mut known: HashMap<u32, Known> = HashMap::new();
     loop {
-        worker::reload_config();
+        if worker::reload_config() {
+            // Databases whose worker was switched off may have one now.
+            let _ = shmem::with_server(|server, _| server.probe_all = true);
+        }
         let sleep_ms = look(&mut known);
         latch::sleep(sleep_ms, wait_event);
     }

@@ -11,7 +11,11 @@
 //! ```
 
 pub mod database;
+pub mod expiry;
 pub mod launcher;
+pub mod leases;
+pub mod notify;
+pub mod survey;
 
 use crate::error::Result;
 use crate::pg::call::Value;
@@ -32,11 +36,10 @@ crate::worker_mains! {
 /// asked for it die, a worker comes back after this.
 const KEEP_AWAY_US: i64 = 60_000_000;
 
-/// Has the launcher look at every database again, and this one's worker at whether it is still wanted. Called in
-/// a COMMIT callback: cannot fail.
+/// Has the launcher look at every database again, and every worker at whether it is still wanted. Called in a COMMIT
+/// callback: cannot fail.
 pub fn look_again() {
-    let database = user::database();
-    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
+    let _ = shmem::with_arena(|arena, _, fx| arena.workers_wake(fx));
     let launcher = shmem::with_server(|server, _| {
         server.probe_all = true;
         server.launcher
@@ -193,6 +196,19 @@ pub fn extensions_changed() {
             error.raise();
         }
     }
+}
+
+/// A session listens to this channel, or will when its transaction commits.
+pub fn listening(channel: &str) {
+    if !channel.starts_with(admin::CHANNEL_PREFIX) || !shmem::is_available() {
+        return;
+    }
+    let database = user::database();
+    let _ = shmem::with_arena(|arena, _, fx| {
+        if !arena.has_listeners(database) && arena.listeners_set(database) {
+            arena.worker_wake(database, fx); // it looks after all queues from now on
+        }
+    });
 }
 
 /// What this backend remembers of a relation may be wrong.

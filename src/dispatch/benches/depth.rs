@@ -60,6 +60,8 @@ impl Memory {
         for relation in 0..queues as u32 {
             let queue = arena.queue_attach(DATABASE, relation, 0).expect("a free record");
             assert!(arena.queue_configure(queue, 0, Policy { max_deliveries: 0, ..Policy::DEFAULT }));
+            assert_eq!(arena.restore_begin(queue, 0), queue_dispatch::Restore::Begun);
+            arena.restore_end(queue, 0, &mut queue_dispatch::Effects::new());
             assert!(matches!(arena.load_begin(queue, BACKEND), LoadStart::From(_)));
             arena.load_end(queue, BACKEND, NO_MARK, fx);
             at.push(queue);
@@ -96,7 +98,7 @@ impl Memory {
     fn take(&mut self, queue: usize, until_us: i64) -> i64 {
         let (mut arena, fx, at) = self.open();
         let mut taken = [Taken::default()];
-        let lease = Lease { until_us, pid: 0 };
+        let lease = Lease { until_us, pid: 0, lxid: 1, flush_us: queue_dispatch::NEVER_US };
         assert_eq!(arena.take(at[queue], lease, NOW, &mut taken, fx), 1);
         taken[0].msg_id
     }

@@ -103,6 +103,16 @@ pub struct Queue {
     /// While a scan runs: horizon and `beyond_us` as they were, for one that does not come to its end.
     pub(crate) scan_horizon_us: i64,
     pub(crate) scan_beyond_us: i64,
+    /// How old leases are when they are written, as the last reader had it.
+    pub(crate) flush_us: i64,
+    /// When the worker is to look for leases that must be written.
+    pub(crate) flush_at_us: i64,
+    /// When the worker sweeps stale rows of leases together.
+    pub(crate) sweep_at_us: i64,
+    /// The earliest time known, wall clock, at which a message expires; `i64::MIN`: not known.
+    pub(crate) expires_us: i64,
+    /// Not before this is another notification sent.
+    pub(crate) notify_at_us: i64,
     pub(crate) database: u32,
     pub(crate) relation: u32,
     pub(crate) generation: u32,
@@ -115,6 +125,8 @@ pub struct Queue {
     pub(crate) ready: u32,
     pub(crate) timed: u32,
     pub(crate) exhausted: u32,
+    /// First of the leases that a transaction has pinned; a list, since they are in no tree.
+    pub(crate) pinned: u32,
     pub(crate) ready_len: u32,
     pub(crate) delayed_len: u32,
     pub(crate) leased_len: u32,
@@ -145,6 +157,16 @@ pub struct Queue {
     pub(crate) is_hungry: bool,
     /// Hungry, because its exhausted messages fill their window.
     pub(crate) is_hungry_exhausted: bool,
+    /// Its leases were read from their rows; before that it delivers nothing.
+    pub(crate) is_restored: bool,
+    /// What runs is that.
+    pub(crate) is_restoring: bool,
+    /// Some leases' rows are not needed any more.
+    pub(crate) rows_are_stale: bool,
+    /// Some leases' rows count a delivery that was given back.
+    pub(crate) rows_are_recounted: bool,
+    /// Something became ready since those who listen were last notified.
+    pub(crate) is_news: bool,
 }
 
 impl Queue {
@@ -158,6 +180,11 @@ impl Queue {
         beyond_us: NEVER_US,
         scan_horizon_us: 0,
         scan_beyond_us: NEVER_US,
+        flush_us: NEVER_US,
+        flush_at_us: NEVER_US,
+        sweep_at_us: NEVER_US,
+        expires_us: i64::MIN,
+        notify_at_us: 0,
         database: 0,
         relation: 0,
         generation: 0,
@@ -167,6 +194,7 @@ impl Queue {
         ready: NIL,
         timed: NIL,
         exhausted: NIL,
+        pinned: NIL,
         ready_len: 0,
         delayed_len: 0,
         leased_len: 0,
@@ -187,6 +215,11 @@ impl Queue {
         is_scanning: false,
         is_hungry: false,
         is_hungry_exhausted: false,
+        is_restored: false,
+        is_restoring: false,
+        rows_are_stale: false,
+        rows_are_recounted: false,
+        is_news: false,
     };
 
     pub(crate) fn used(&self) -> u32 {
@@ -414,7 +447,11 @@ impl<'a> Arena<'a> {
         record.policy = policy;
         record.policy_version = record.policy_version.wrapping_add(1);
         record.is_configured = true;
+        let has_ready = record.ready_len > 0;
         self.wake_rest(q, fx);
+        if has_ready {
+            self.tell_news(q, fx); // it may have been paused
+        }
         self.worker_wanted(q, fx);
     }
 
@@ -423,6 +460,7 @@ impl<'a> Arena<'a> {
         let Some(q) = self.index_of(queue) else { return };
         self.mark_lower(q, i64::MIN);
         self.queues[q as usize].is_new = true;
+        self.queues[q as usize].expires_us = i64::MIN;
         self.announce_mark(q, fx);
         self.worker_wanted(q, fx);
     }
@@ -432,6 +470,7 @@ impl<'a> Arena<'a> {
     pub fn queue_mark(&mut self, queue: QueueRef, msg_id: i64, fx: &mut Effects) {
         let Some(q) = self.index_of(queue) else { return };
         self.mark_lower(q, msg_id);
+        self.queues[q as usize].expires_us = i64::MIN;
         self.announce_mark(q, fx);
         self.worker_wanted(q, fx);
     }
@@ -590,7 +629,40 @@ impl<'a> Arena<'a> {
         index
     }
 
+    /// Keeps a lease that was just pinned where the worker finds it: in a list, since it is in no tree.
+    pub(crate) fn list_pinned(&mut self, index: u32) {
+        let q = self.slots[index as usize].queue as usize;
+        let first = core::mem::replace(&mut self.queues[q].pinned, index);
+        let slot = &mut self.slots[index as usize];
+        slot.is_listed = true;
+        slot.left = NIL;
+        slot.right = first;
+        if first != NIL {
+            self.slots[first as usize].left = index;
+        }
+    }
+
+    pub(crate) fn unlist_pinned(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if !slot.is_listed {
+            return;
+        }
+        let (previous, next, q) = (slot.left, slot.right, slot.queue as usize);
+        slot.is_listed = false;
+        slot.left = NIL;
+        slot.right = NIL;
+        if previous == NIL {
+            self.queues[q].pinned = next;
+        } else {
+            self.slots[previous as usize].right = next;
+        }
+        if next != NIL {
+            self.slots[next as usize].left = previous;
+        }
+    }
+
     fn file(&mut self, index: u32, state: State) {
+        self.unlist_pinned(index);
         let slot = &mut self.slots[index as usize];
         debug_assert!(slot.state() == State::Pinned);
         slot.state = state as u8;

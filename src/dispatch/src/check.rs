@@ -118,6 +118,8 @@ impl Arena<'_> {
             ensure(count(State::Delayed) == queue.delayed_len, "delayed_len")?;
             ensure(count(State::Pinned) == queue.pinned_len, "pinned_len")?;
             ensure(queue.loader != NIL || !queue.is_scanning, "scanning without a scanner")?;
+            ensure(queue.loader != NIL || !queue.is_restoring, "restoring without a restorer")?;
+            self.check_pinned(q)?;
             let is_found =
                 self.queue_find(queue.database, queue.relation).is_some_and(|found| found.index == q);
             ensure(is_found || queue.is_dying, "queue not found through the hash")?;
@@ -142,6 +144,24 @@ impl Arena<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The list of pinned leases: of this queue, linked both ways, and all that say they are in it.
+    fn check_pinned(&self, q: u32) -> Result<(), &'static str> {
+        let (mut here, mut previous, mut len) = (self.queues[q as usize].pinned, NIL, 0);
+        while here != NIL {
+            len += 1;
+            ensure(len <= self.slots.len(), "list of pinned leases has a cycle")?;
+            let slot = &self.slots[here as usize];
+            ensure(
+                slot.queue == q && slot.is_listed && slot.left == previous,
+                "list of pinned leases is broken",
+            )?;
+            ensure(slot.state() == State::Pinned && slot.lease_running() != 0, "stranger among pinned leases")?;
+            (previous, here) = (here, slot.right);
+        }
+        let listed = self.slots[..self.head.slots_touched as usize].iter();
+        ensure(listed.filter(|s| s.is_listed && s.queue == q).count() == len, "pinned lease in no list")
     }
 
     /// The length of a tree whose slots are in order, of this queue, and in these states.

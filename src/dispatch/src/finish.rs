@@ -78,7 +78,11 @@ impl Arena<'_> {
         let record = &mut self.slots[slot as usize];
         record.pinner = owner;
         record.is_touched = false; // whoever pins looks at the row after this
-        Pin::Done(Pinned { tid: record.tid(), count: record.count, lease_id })
+        let pinned = Pinned { tid: record.tid(), count: record.count, lease_id };
+        if lease_id != 0 {
+            self.list_pinned(slot);
+        }
+        Pin::Done(pinned)
     }
 
     /// The slot that this backend has pinned, or NIL.
@@ -151,6 +155,7 @@ impl Arena<'_> {
             return;
         }
         self.describe(slot, row);
+        self.row_is_stale(slot); // the message's own row has the count now
         let record = &mut self.slots[slot as usize];
         record.returned = 0;
         let is_touched = record.is_touched;
@@ -175,6 +180,7 @@ impl Arena<'_> {
             record.count = record.count.saturating_sub(1).max(record.row_count);
         }
         record.returned = 0;
+        self.row_is_recounted(slot);
         if self.is_current(queue) {
             self.file_ready(slot, fx);
         } else {
@@ -207,6 +213,7 @@ impl Arena<'_> {
         }
         if record.state() == State::Pinned {
             record.deadline_us = record.deadline_us.max(until_us);
+            self.lease_is_moved(slot, fx);
         } else if until_us > record.deadline_us {
             self.lease_move(slot, until_us, fx);
         }

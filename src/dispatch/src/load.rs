@@ -135,7 +135,7 @@ impl Arena<'_> {
         let Some(q) = self.index_of(queue) else { return };
         let record = &mut self.queues[q as usize];
         debug_assert!(record.loader != loader || !record.is_scanning);
-        if record.loader != loader || record.is_scanning {
+        if record.loader != loader || record.is_scanning || record.is_restoring {
             return;
         }
         record.mark = stopped_at.min(record.redo);
@@ -150,7 +150,9 @@ impl Arena<'_> {
         if record.loader != loader {
             return;
         }
-        if record.is_scanning {
+        if record.is_restoring {
+            self.restore_leave(q, fx);
+        } else if record.is_scanning {
             let (reached_us, beyond_us) = (record.scan_horizon_us, record.scan_beyond_us);
             self.scan_end(queue, loader, reached_us, beyond_us, now, fx);
         } else {

@@ -93,6 +93,8 @@ impl Arena<'_> {
     /// Gives back a slot that is in no tree (pinned, as [`Arena::unfile`] leaves it). Whoever does not use it at
     /// once says so to the hungry ([`Arena::room_made`]).
     pub(crate) fn free(&mut self, index: u32) {
+        self.unlist_pinned(index);
+        self.row_is_stale(index);
         let (q, msg_id, next) = {
             let slot = &self.slots[index as usize];
             (slot.queue, slot.msg_id, slot.next)

@@ -1,5 +1,6 @@
 //! The slot: all that is known of one tracked message. Owns its layout; moves nothing between lists.
 
+use crate::lease::Written;
 use crate::{Now, NEVER_US, NIL};
 
 /// A row's address in its table: a hint, never trusted without comparing `msg_id`.
@@ -92,8 +93,9 @@ pub struct Slot {
     pub(crate) row_count: u32,
     /// Pinned: the backend whose open transaction did that.
     pub(crate) pinner: u32,
-    /// Process id of the backend that took the last lease, for those who look.
+    /// Process id of the backend that took the last lease, and the local id of its transaction.
     pub(crate) pid: u32,
+    pub(crate) lxid: u32,
     pub(crate) offset: u16,
     /// Reads in a row whose transaction rolled back.
     pub(crate) returned: u8,
@@ -103,7 +105,10 @@ pub struct Slot {
     /// Leased or pinned: a change of the row was published since. Whoever looked at the row under an older
     /// snapshot does not know the last word on it, so it must not be dropped or put off on that ground.
     pub(crate) is_touched: bool,
-    pub(crate) pad: [u8; 6],
+    /// What the catalog holds of the lease: a `Written`.
+    pub(crate) written: u8,
+    /// Pinned, and in the queue's list of pinned leases, by `left` and `right`.
+    pub(crate) is_listed: bool,
 }
 
 const _: () = assert!(core::mem::size_of::<Slot>() == 80 && core::mem::align_of::<Slot>() == 8);
@@ -121,6 +126,7 @@ impl Slot {
         queue: NIL,
         pinner: NIL,
         pid: 0,
+        lxid: 0,
         next: NIL,
         left: NIL,
         right: NIL,
@@ -129,11 +135,20 @@ impl Slot {
         state: State::Free as u8,
         from: State::Free as u8,
         is_touched: false,
-        pad: [0; 6],
+        written: Written::No as u8,
+        is_listed: false,
     };
 
     pub(crate) fn state(&self) -> State {
         State::from_u8(self.state)
+    }
+
+    pub(crate) fn written(&self) -> Written {
+        Written::from_u8(self.written)
+    }
+
+    pub(crate) fn set_written(&mut self, written: Written) {
+        self.written = written as u8;
     }
 
     pub(crate) fn tid(&self) -> Tid {

@@ -2,6 +2,7 @@
 //! undoing; what ends it well is in `finish`.
 
 use crate::arena::{Arena, QueueRef};
+use crate::lease::Written;
 use crate::policy::backoff_us;
 use crate::slot::{Row, State, Tid};
 use crate::tree::{self, Order};
@@ -23,6 +24,10 @@ pub struct Lease {
     pub until_us: i64,
     /// Process id of the backend that takes.
     pub pid: u32,
+    /// The local id of its transaction; 0 if that has ended.
+    pub lxid: u32,
+    /// If the lease lasts longer than this, the worker is to write it; microseconds.
+    pub flush_us: i64,
 }
 
 /// A message that was taken: where to find its row, and what holds it.
@@ -113,7 +118,18 @@ impl Arena<'_> {
         record.lease_id = lease_id;
         record.leased_at_us = now.mono_us;
         record.pid = lease.pid;
+        record.lxid = lease.lxid;
         self.file_leased(slot, lease.until_us, fx);
+        self.flush_lease(q, lease, now, fx);
+    }
+
+    /// A lease that will outlive the interval is to be looked at by the worker.
+    fn flush_lease(&mut self, q: u32, lease: Lease, now: Now, fx: &mut Effects) {
+        self.queues[q as usize].flush_us = lease.flush_us;
+        let at_us = now.mono_us.saturating_add(lease.flush_us);
+        if at_us < lease.until_us {
+            self.flush_wanted_at(q, at_us, fx);
+        }
     }
 
     /// A message that will be visible later. True if it is tracked.
@@ -251,6 +267,7 @@ impl Arena<'_> {
         record.returned = 0;
         record.lease_id = 0;
         record.is_touched = false;
+        self.row_is_stale(slot);
     }
 
     /// Takes up to `out.len()` messages (at most [`crate::CHUNK_MAX`]); returns how many. What is due comes in
@@ -267,7 +284,7 @@ impl Arena<'_> {
         let Some(q) = self.index_of(queue) else { return 0 };
         self.promote(q, now, fx);
         let policy = self.queues[q as usize].policy;
-        if policy.paused || !self.queues[q as usize].is_configured {
+        if policy.paused || !self.queues[q as usize].is_configured || !self.queues[q as usize].is_restored {
             return 0;
         }
         let mut taken = 0;
@@ -289,6 +306,8 @@ impl Arena<'_> {
             record.lease_id = lease_id;
             record.leased_at_us = now.mono_us;
             record.pid = lease.pid;
+            record.lxid = lease.lxid;
+            record.set_written(record.written().min(Written::Earlier));
             record.is_touched = false;
             record.count = record.count.saturating_add(1);
             out[taken] = Taken {
@@ -300,6 +319,9 @@ impl Arena<'_> {
             };
             self.file_leased(slot, lease.until_us, fx);
             taken += 1;
+        }
+        if taken > 0 {
+            self.flush_lease(q, lease, now, fx);
         }
         let record = &mut self.queues[q as usize];
         let is_low = record.ready_len < self.head.config.window.div_ceil(4);
@@ -408,6 +430,7 @@ impl Arena<'_> {
         if is_pinned {
             record.from = State::Delayed as u8;
             record.deadline_us = deadline_us;
+            self.unlist_pinned(slot);
         } else if does_wait {
             self.file_delayed(slot, deadline_us, fx);
         } else {
@@ -449,6 +472,30 @@ impl Arena<'_> {
         self.slots[slot as usize].deadline_us = until_us;
         tree::insert(self.slots, self.head.epoch, &mut self.queues[q].timed, slot, Order::Deadline);
         self.worker_wanted_at(q as u32, until_us, fx);
+        self.lease_is_moved(slot, fx);
+    }
+
+    /// A lease ends at another time than its row says.
+    pub(crate) fn lease_is_moved(&mut self, slot: u32, fx: &mut Effects) {
+        let record = &mut self.slots[slot as usize];
+        if record.written() == Written::Whole {
+            record.set_written(Written::Count);
+        }
+        if record.written() == Written::Count {
+            let q = record.queue;
+            self.flush_wanted_at(q, 0, fx);
+        }
+    }
+
+    /// A delivery that is not to be: the message comes back at `until_us`, and it does not count.
+    pub fn put_off(&mut self, queue: QueueRef, taken: Taken, until_us: i64, fx: &mut Effects) {
+        let slot = self.leased(queue, taken.msg_id, taken.lease_id);
+        if slot != NIL {
+            self.unfile(slot);
+            let record = &mut self.slots[slot as usize];
+            record.count = record.count.saturating_sub(1).max(record.row_count);
+            self.file_delayed(slot, until_us, fx);
+        }
     }
 
     /// Something may be had under the mark.
@@ -466,7 +513,7 @@ impl Arena<'_> {
     pub fn has_ready(&self, queue: QueueRef) -> bool {
         self.index_of(queue).is_some_and(|q| {
             let queue = &self.queues[q as usize];
-            queue.ready_len > 0 && queue.is_configured && !queue.policy.paused
+            queue.ready_len > 0 && queue.is_configured && queue.is_restored && !queue.policy.paused
         })
     }
 }

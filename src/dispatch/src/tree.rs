@@ -155,6 +155,20 @@ pub(crate) fn pop_first(slots: &mut [Slot], root: &mut u32) -> u32 {
     first
 }
 
+/// The slot with the lowest key above this one, or NIL.
+pub(crate) fn after(slots: &[Slot], root: u32, above: (i64, i64), order: Order) -> u32 {
+    let (mut here, mut found) = (root, NIL);
+    while here != NIL {
+        if key(slots, here, order) > above {
+            found = here;
+            here = slots[here as usize].left;
+        } else {
+            here = slots[here as usize].right;
+        }
+    }
+    found
+}
+
 /// The slot before slot `of` (which is in the tree), or NIL.
 pub(crate) fn before(slots: &[Slot], root: u32, of: u32, order: Order) -> u32 {
     let of_key = key(slots, of, order);

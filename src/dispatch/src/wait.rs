@@ -41,11 +41,13 @@ pub struct Waiter {
     pub(crate) woken_by: u32,
     /// That queue's generation: its record may have a successor by the time the waiter looks.
     pub(crate) woken_generation: u32,
+    /// It sleeps until the worker of this database (its index) has written leases; NIL: it does not.
+    pub(crate) written_db: u32,
 }
 
 impl Waiter {
     /// Not waiting.
-    pub const IDLE: Waiter = Waiter { is_waiting: false, woken_by: NIL, woken_generation: 0 };
+    pub const IDLE: Waiter = Waiter { is_waiting: false, woken_by: NIL, woken_generation: 0, written_db: NIL };
 }
 
 impl Arena<'_> {
@@ -101,10 +103,22 @@ impl Arena<'_> {
         self.waiters.get(proc as usize).is_none_or(|waiter| !waiter.is_waiting || waiter.woken_by != NIL)
     }
 
-    /// One message became ready: one waiter is woken.
+    /// One message became ready: one waiter is woken, and those who listen will hear of it.
     pub(crate) fn announce(&mut self, q: u32, fx: &mut Effects) {
         if !self.queues[q as usize].policy.paused {
             self.wake(q, 1, fx);
+            self.tell_news(q, fx);
+        }
+    }
+
+    /// Has the worker notify those who listen, if there are any and they are not about to be.
+    pub(crate) fn tell_news(&mut self, q: u32, fx: &mut Effects) {
+        let queue = &mut self.queues[q as usize];
+        let has_listeners = self.dbs.get(queue.db as usize).is_some_and(|db| db.has_listeners);
+        if has_listeners && !queue.is_news && !queue.policy.paused {
+            queue.is_news = true;
+            let at_us = queue.notify_at_us;
+            self.worker_wanted_at(q, at_us, fx);
         }
     }
 
@@ -112,7 +126,9 @@ impl Arena<'_> {
     pub(crate) fn announce_mark(&mut self, q: u32, fx: &mut Effects) {
         let queue = &self.queues[q as usize];
         let is_known = queue.loader != NIL || queue.is_hungry || queue.ready_len > 0 || queue.woken_len > 0;
-        if !is_known {
+        if is_known {
+            self.tell_news(q, fx);
+        } else {
             self.announce(q, fx);
         }
     }
@@ -127,6 +143,7 @@ impl Arena<'_> {
         let rest = queue.ready_len.saturating_sub(queue.woken_len);
         if rest > 0 {
             self.wake(q, rest, fx);
+            self.tell_news(q, fx);
         } else if queue.mark != NO_MARK && !queue.load_wanted {
             self.announce_mark(q, fx);
         }

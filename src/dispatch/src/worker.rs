@@ -17,11 +17,13 @@ pub struct Db {
     pub(crate) wake_at_us: i64,
     /// Woken for what is not one queue's matter.
     pub(crate) is_called: bool,
+    /// A session of this database may listen for notifications.
+    pub(crate) has_listeners: bool,
 }
 
 impl Db {
     /// An unused entry.
-    pub const FREE: Db = Db { oid: 0, proc: NIL, wake_at_us: 0, is_called: false };
+    pub const FREE: Db = Db { oid: 0, proc: NIL, wake_at_us: 0, is_called: false, has_listeners: false };
 }
 
 /// What a queue asks of the worker.
@@ -41,6 +43,23 @@ pub struct Tick {
     pub exhausted: u32,
     /// The queue was attached, or its table changed by DDL, since the last tick that said so.
     pub is_new: bool,
+    /// There may be leases to write.
+    pub flush: bool,
+    /// Rows of leases are to be swept together.
+    pub sweep: bool,
+    /// Messages expire, or may.
+    pub expire: bool,
+    /// Those who listen are to be notified. Said once.
+    pub notify: bool,
+}
+
+/// Whether a time has come, or else when it does.
+fn due(at_us: i64, now_us: i64) -> (bool, i64) {
+    if at_us <= now_us {
+        (true, NEVER_US)
+    } else {
+        (false, at_us)
+    }
 }
 
 impl Arena<'_> {
@@ -51,7 +70,8 @@ impl Arena<'_> {
     /// A worker begins (`proc`) or ends (`NIL`). False: more databases than the table holds.
     pub fn worker_set(&mut self, oid: u32, proc: u32) -> bool {
         let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
-        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true };
+        let has_listeners = self.dbs[index as usize].has_listeners;
+        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true, has_listeners };
         for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
             if queue.is_attached && queue.database == oid {
                 queue.db = index;
@@ -140,6 +160,24 @@ impl Arena<'_> {
         }
     }
 
+    /// Has the worker look at a queue.
+    pub fn queue_look(&mut self, queue: QueueRef, fx: &mut Effects) {
+        if let Some(q) = self.index_of(queue) {
+            self.worker_wanted(q, fx);
+        }
+    }
+
+    /// Wakes every worker, likewise.
+    pub fn workers_wake(&mut self, fx: &mut Effects) {
+        for db in self.dbs.iter_mut().filter(|db| db.oid != 0) {
+            db.wake_at_us = 0;
+            db.is_called = true;
+            if db.proc != NIL && fx.has_room() {
+                fx.wake(db.proc);
+            }
+        }
+    }
+
     /// Looks at the next queue of a database from record `from` on: makes ready what is due and says what else
     /// there is to do. `None` with the record to go on from when a bounded stretch held none; the end is reached
     /// when that is [`NIL`].
@@ -164,6 +202,15 @@ impl Arena<'_> {
                     now.mono_of(record.beyond_us).max(now.mono_us.saturating_add(crate::load::SCAN_AGAIN_US));
                 next_us = next_us.min(if at > now.mono_us { at } else { again });
             }
+            let flush = record.flush_at_us <= now.mono_us;
+            if !flush {
+                next_us = next_us.min(record.flush_at_us);
+            }
+            let (sweep, sweep_us) = self.sweep_due(q, now);
+            let (expire, expire_us) = self.expiry_due(q, now);
+            let (notify, notify_us) = self.news_due(q, now);
+            next_us = next_us.min(sweep_us).min(expire_us).min(notify_us);
+            let record = &self.queues[q as usize];
             let tick = Tick {
                 queue: QueueRef { epoch: self.head.epoch, generation: record.generation, index: q },
                 relation: record.relation,
@@ -172,6 +219,10 @@ impl Arena<'_> {
                 scan,
                 exhausted: record.exhausted_len,
                 is_new: record.is_new,
+                flush,
+                sweep,
+                expire,
+                notify,
             };
             self.queues[q as usize].is_new = false;
             let next = q + 1;
@@ -179,6 +230,77 @@ impl Arena<'_> {
         }
         let next = from.saturating_add(STRETCH);
         (None, if next < end { next } else { NIL })
+    }
+
+    /// Whether stale rows are to be swept together now, or when.
+    fn sweep_due(&mut self, q: u32, now: Now) -> (bool, i64) {
+        let queue = &mut self.queues[q as usize];
+        if queue.sweep_at_us == NEVER_US && (queue.rows_are_stale || queue.rows_are_recounted) {
+            queue.sweep_at_us = now.mono_us.saturating_add(crate::lease::SWEEP_US);
+        }
+        due(queue.sweep_at_us, now.mono_us)
+    }
+
+    fn expiry_due(&self, q: u32, now: Now) -> (bool, i64) {
+        match self.queues[q as usize].expires_us {
+            NEVER_US => (false, NEVER_US),
+            at_us => due(now.mono_of(at_us), now.mono_us),
+        }
+    }
+
+    fn news_due(&mut self, q: u32, now: Now) -> (bool, i64) {
+        let queue = &mut self.queues[q as usize];
+        if !queue.is_news {
+            return (false, NEVER_US);
+        }
+        let (is_due, at_us) = due(queue.notify_at_us, now.mono_us);
+        queue.is_news = !is_due; // what becomes ready from here on is news again
+        (is_due, at_us)
+    }
+
+    /// A notification was sent, or is to be sent again (`is_news`); another not before `at_us`.
+    pub fn news_told(&mut self, queue: QueueRef, is_news: bool, at_us: i64) {
+        if let Some(q) = self.index_of(queue) {
+            let queue = &mut self.queues[q as usize];
+            queue.notify_at_us = at_us;
+            queue.is_news |= is_news;
+        }
+    }
+
+    /// A session of this database listens: from now on its worker notifies. False: more databases than the table
+    /// holds. Stays so until the server is restarted: who stops listening is not told.
+    pub fn listeners_set(&mut self, oid: u32) -> bool {
+        let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
+        self.dbs[index as usize].oid = oid;
+        self.dbs[index as usize].has_listeners = true;
+        for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
+            if queue.is_attached && queue.database == oid {
+                queue.db = index;
+            }
+        }
+        true
+    }
+
+    /// Whether somebody listens, or did, in this database.
+    pub fn has_listeners(&self, oid: u32) -> bool {
+        self.db_find(oid).is_some_and(|index| self.dbs[index as usize].has_listeners)
+    }
+
+    /// A message that expires at `at_us` (wall clock) was committed; `i64::MIN`: it is not known when.
+    pub fn expires_at(&mut self, queue: QueueRef, at_us: i64, now: Now, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let record = &mut self.queues[q as usize];
+        if at_us < record.expires_us {
+            record.expires_us = at_us;
+            self.worker_wanted_at(q, now.mono_of(at_us), fx);
+        }
+    }
+
+    /// The worker is about to look for what expires; then it takes a snapshot. What is committed from now on tells.
+    pub fn expiry_begin(&mut self, queue: QueueRef) {
+        if let Some(q) = self.index_of(queue) {
+            self.queues[q as usize].expires_us = NEVER_US;
+        }
     }
 
     /// The worker could not look at what is new about a queue: the next tick says so again.

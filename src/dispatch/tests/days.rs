@@ -105,6 +105,8 @@ fn run_days_of_steady_traffic_leaks_nothing() {
     let queue = memory.arena().queue_attach(DATABASE, 100, now.wall_us).unwrap();
     let policy = Policy { max_deliveries: 0, ..Policy::DEFAULT };
     assert!(memory.arena().queue_configure(queue, 0, policy));
+    assert_eq!(memory.arena().restore_begin(queue, 0), queue_dispatch::Restore::Begun);
+    memory.arena().restore_end(queue, 0, &mut queue_dispatch::Effects::new());
     assert!(memory.arena().worker_set(DATABASE, WORKER));
     let mut shop = Shop { memory, now, fx: Effects::new(), queue, heap: BTreeMap::new() };
     let end_us = now.mono_us + 5 * DAY_US;
@@ -142,7 +144,8 @@ fn run_days_of_steady_traffic_leaks_nothing() {
             rounds += 1;
         }
         for _ in 0..2 {
-            let lease = Lease { until_us: shop.now.mono_us + 60 * SECOND_US, pid: 1 };
+            let lease =
+                Lease { until_us: shop.now.mono_us + 60 * SECOND_US, pid: 1, lxid: 1, flush_us: NEVER_US };
             let mut out = [Taken::default(); 4];
             let taken = shop.memory.arena().take(queue, lease, shop.now, &mut out, &mut shop.fx);
             if taken == 0 && shop.memory.arena().load_needed(queue) {
@@ -207,7 +210,7 @@ fn run_days_of_steady_traffic_leaks_nothing() {
 
 impl Shop {
     fn take_ghost(&mut self) -> bool {
-        let lease = Lease { until_us: NEVER_US, pid: 1 };
+        let lease = Lease { until_us: NEVER_US, pid: 1, lxid: 1, flush_us: NEVER_US };
         let mut out = [Taken::default()];
         let taken = self.memory.arena().take(self.queue, lease, self.now, &mut out, &mut self.fx);
         if taken == 1 {

@@ -163,6 +163,8 @@ impl World {
         let queue = arena.queue_attach(DATABASE, self.relation, self.now.wall_us).expect("a record is free");
         let (_, version) = arena.queue_config_state(queue).expect("current");
         assert!(arena.queue_configure(queue, version, self.policy[q]));
+        assert_eq!(arena.restore_begin(queue, 0), queue_dispatch::Restore::Begun);
+        arena.restore_end(queue, 0, &mut queue_dispatch::Effects::new());
         if self.refs.len() > q {
             self.refs[q] = queue;
         } else {
@@ -225,7 +227,7 @@ impl World {
     }
 
     fn take(&mut self, q: usize, most: usize, lease_us: i64) -> Vec<Taken> {
-        let lease = Lease { until_us: self.now.mono_us + lease_us, pid: 7 };
+        let lease = Lease { until_us: self.now.mono_us + lease_us, pid: 7, lxid: 1, flush_us: NEVER_US };
         let mut out = vec![Taken::default(); most];
         let mut fx = Effects::new();
         let taken = self.memory.arena().take(self.refs[q], lease, self.now, &mut out, &mut fx);
@@ -935,7 +937,7 @@ impl World {
         let lease_id = self.memory.arena().lease_id_next();
         assert!(self.lease_ids.insert(lease_id), "lease id repeats");
         let until_us = self.now.mono_us + i64::from(c) * SECOND_US + 1;
-        let lease = Lease { until_us, pid: 7 };
+        let lease = Lease { until_us, pid: 7, lxid: 1, flush_us: NEVER_US };
         let mut fx = Effects::new();
         let mut arena = self.memory.arena();
         arena.publish_leased(self.refs[q], row_of(msg_id, &row), lease_id, lease, self.now, &mut fx);

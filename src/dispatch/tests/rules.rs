@@ -38,6 +38,8 @@ impl Desk {
         let mut arena = self.memory.arena();
         let queue = arena.queue_attach(DATABASE, relation, now.wall_us).unwrap();
         assert!(arena.queue_configure(queue, 0, Policy { retry_jitter: 0.0, ..Policy::DEFAULT }));
+        assert_eq!(arena.restore_begin(queue, 0), queue_dispatch::Restore::Begun);
+        arena.restore_end(queue, 0, &mut queue_dispatch::Effects::new());
         assert_eq!(arena.load_begin(queue, 0), LoadStart::From(i64::MIN));
         arena.load_end(queue, 0, NO_MARK, &mut Effects::new());
         queue
@@ -67,7 +69,7 @@ impl Desk {
     }
 
     fn take(&mut self, most: usize) -> Vec<Taken> {
-        let lease = Lease { until_us: self.now.mono_us + 30 * SECOND_US, pid: 11 };
+        let lease = Lease { until_us: self.now.mono_us + 30 * SECOND_US, pid: 11, lxid: 1, flush_us: NEVER_US };
         let mut out = vec![Taken::default(); most];
         let taken = self.memory.arena().take(self.queue, lease, self.now, &mut out, &mut self.fx);
         out.truncate(taken);
@@ -383,7 +385,7 @@ fn publish_leased_message_that_a_load_found_first_is_leased() {
     let (queue, now) = (d.queue, d.now);
     d.publish(1);
     let lease_id = d.arena().lease_id_next();
-    let lease = Lease { until_us: now.mono_us + SECOND_US, pid: 1 };
+    let lease = Lease { until_us: now.mono_us + SECOND_US, pid: 1, lxid: 1, flush_us: NEVER_US };
     let mut fx = Effects::new();
     d.arena().publish_leased(queue, row(1), lease_id, lease, now, &mut fx);
     assert!(d.take(1).is_empty());
@@ -955,6 +957,8 @@ fn worker_is_woken_even_when_readers_fill_the_list() {
     let queue = memory.arena().queue_attach(DATABASE, 100, WALL_US).unwrap();
     assert!(memory.arena().worker_set(DATABASE, 1001));
     assert!(memory.arena().queue_configure(queue, 0, Policy::DEFAULT));
+    assert_eq!(memory.arena().restore_begin(queue, 0), queue_dispatch::Restore::Begun);
+    memory.arena().restore_end(queue, 0, &mut queue_dispatch::Effects::new());
     memory.arena().load_begin(queue, 0);
     memory.arena().load_end(queue, 0, NO_MARK, &mut fx);
     for proc in 0..1000 {
@@ -973,7 +977,7 @@ fn worker_is_woken_even_when_readers_fill_the_list() {
     while let Some(proc) = woken.pop() {
         total += 1;
         let mut fx = Effects::new();
-        let lease = Lease { until_us: NEVER_US, pid: 1 };
+        let lease = Lease { until_us: NEVER_US, pid: 1, lxid: 1, flush_us: NEVER_US };
         let mut out = [Taken::default()];
         assert_eq!(memory.arena().take(queue, lease, now, &mut out, &mut fx), 1);
         memory.arena().wait_end(proc, &mut fx);

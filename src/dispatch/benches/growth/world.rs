@@ -62,7 +62,7 @@ pub fn row_due(msg_id: i64, visible_at_us: i64) -> Row {
 
 /// A lease of the backend's.
 pub fn lease(until_us: i64) -> Lease {
-    Lease { until_us, pid: 1 }
+    Lease { until_us, pid: 1, lxid: 1, flush_us: queue_dispatch::NEVER_US }
 }
 
 /// Settings under which nothing but the count ever makes a message go away.
@@ -75,6 +75,8 @@ pub fn attach(arena: &mut Arena, relation: u32, fx: &mut Effects) -> QueueRef {
     let at = arena.queue_attach(DATABASE, relation, HORIZON_US).expect("a free record");
     let (_, version) = arena.queue_config_state(at).expect("an attached queue");
     assert!(arena.queue_configure(at, version, policy()));
+    assert_eq!(arena.restore_begin(at, 0), queue_dispatch::Restore::Begun);
+    arena.restore_end(at, 0, &mut queue_dispatch::Effects::new());
     all_loaded(arena, at, fx);
     at
 }

@@ -1,0 +1,400 @@
+//! Leases that reach the tables. Owns what is known of a lease's row in the catalog: which leases must be written,
+//! which rows have become stale, and how leases come back after memory was lost. Writes nothing itself: the worker
+//! does, and tells what it wrote.
+//!
+//! # What is written
+//!
+//! A lease that outlives the flush interval gets a row: its message, its fence, its count, its deadline. While the
+//! transaction that read the message is open only the count is written, for if the server dies that transaction has
+//! rolled back, and the lease with it. Nobody tells the dispatcher that a read has committed (that is why a read's
+//! commit takes no lock): the worker asks Postgres whether the transaction that is named in the slot still runs.
+//!
+//! A row outlives its lease, as the count of an ended one, until the message is gone or its own row knows the count
+//! (a retry writes it). Rows that are not needed any more do no harm, so they are swept together after a while.
+//!
+//! # What comes back
+//!
+//! A queue that was just attached delivers nothing before its rows were read ([`Arena::restore_begin`] to
+//! [`Arena::restore_end`]): whoever attaches it does that.
+
+use crate::arena::{Arena, QueueRef};
+use crate::slot::{Row, State};
+use crate::tree::{self, Order};
+use crate::{Effects, Now, NEVER_US, NIL};
+
+/// How long stale rows lie before they are swept together, microseconds.
+pub const SWEEP_US: i64 = 10_000_000;
+
+/// Most pinned leases that one hold of the lock looks at. More than that in one queue, all held by open transactions
+/// for longer than the flush interval, are looked at as the first ones end.
+const PINNED_MAX: usize = 1_024;
+
+/// How much of a lease its row in the catalog holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Written {
+    /// There is no row.
+    No = 0,
+    /// There is one, of an earlier lease.
+    Earlier = 1,
+    /// Its count and fence, not when it ends.
+    Count = 2,
+    /// All of it.
+    Whole = 3,
+}
+
+impl Written {
+    pub(crate) fn from_u8(raw: u8) -> Written {
+        match raw {
+            1 => Written::Earlier,
+            2 => Written::Count,
+            3 => Written::Whole,
+            _ => Written::No,
+        }
+    }
+}
+
+/// A lease, as far as its row says it. Times on the clock that never jumps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// The message.
+    pub msg_id: i64,
+    /// The fence.
+    pub lease_id: i64,
+    /// Deliveries, this one included.
+    pub count: u32,
+    /// When it began.
+    pub leased_at_us: i64,
+    /// When it ends.
+    pub until_us: i64,
+    /// Process id of the backend that took it.
+    pub pid: u32,
+    /// The local id of the transaction that took it.
+    pub lxid: u32,
+    /// What is written of it already.
+    pub written: Written,
+}
+
+/// A row to fill a chunk with.
+impl Default for LeaseRow {
+    fn default() -> Self {
+        LeaseRow {
+            msg_id: 0,
+            lease_id: 0,
+            count: 0,
+            leased_at_us: 0,
+            until_us: 0,
+            pid: 0,
+            lxid: 0,
+            written: Written::No,
+        }
+    }
+}
+
+/// Where a walk over a queue's leases goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseWalk {
+    deadline_us: i64,
+    msg_id: i64,
+    is_begun: bool,
+}
+
+impl LeaseWalk {
+    /// At the beginning.
+    pub const START: LeaseWalk = LeaseWalk { deadline_us: i64::MIN, msg_id: i64::MIN, is_begun: false };
+}
+
+/// Whether a queue's leases are to be read from their rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restore {
+    /// They have been.
+    Done,
+    /// By the caller, now. [`Arena::restore_end`] must follow.
+    Begun,
+    /// Another backend is at it.
+    Busy,
+}
+
+/// What is to become of a lease's row, as far as the dispatcher knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowFate {
+    /// It stays as it is.
+    Keep,
+    /// It is of a delivery that was given back: this is the count now, 0 for none to be kept.
+    Recount(u32),
+}
+
+impl Arena<'_> {
+    // ---- writing ---------------------------------------------------------------------------------------------
+
+    /// A lease was taken or moved: somebody is to look at `at_us` whether it must be written.
+    pub(crate) fn flush_wanted_at(&mut self, q: u32, at_us: i64, fx: &mut Effects) {
+        let queue = &mut self.queues[q as usize];
+        if at_us < queue.flush_at_us {
+            queue.flush_at_us = at_us;
+            self.worker_wanted_at(q, at_us, fx);
+        }
+    }
+
+    /// The worker is about to look for leases to write. What is taken from now on asks anew.
+    pub fn flush_begin(&mut self, queue: QueueRef) {
+        if let Some(q) = self.index_of(queue) {
+            self.queues[q as usize].flush_at_us = NEVER_US;
+        }
+    }
+
+    /// Gives leases that began at least `interval_us` (or what the queue's last reader asked for, if that is less) ago
+    /// and are not wholly written, and says how many and whether
+    /// that was all. Bounded by the length of `out`; call it again with the same `walk` until it was. Those that are
+    /// younger are looked at when they are old enough.
+    pub fn flush_next(
+        &mut self,
+        queue: QueueRef,
+        walk: &mut LeaseWalk,
+        interval_us: i64,
+        now: Now,
+        out: &mut [LeaseRow],
+    ) -> (usize, bool) {
+        let Some(q) = self.index_of(queue) else { return (0, true) };
+        let interval_us = interval_us.min(self.queues[q as usize].flush_us);
+        let mut found = 0;
+        if !walk.is_begun {
+            walk.is_begun = true;
+            let mut slot = self.queues[q as usize].pinned;
+            for _ in 0..PINNED_MAX {
+                if slot == NIL || found == out.len() {
+                    break;
+                }
+                found += self.flush_look(q, slot, interval_us, now, &mut out[found..]);
+                slot = self.slots[slot as usize].right;
+            }
+        }
+        for _ in 0..crate::CHUNK_MAX {
+            let root = self.queues[q as usize].timed;
+            let slot = tree::after(self.slots, root, (walk.deadline_us, walk.msg_id), Order::Deadline);
+            if slot == NIL {
+                return (found, true);
+            }
+            if found == out.len() {
+                break;
+            }
+            let record = &self.slots[slot as usize];
+            (walk.deadline_us, walk.msg_id) = (record.deadline_us, record.msg_id);
+            if record.state() == State::Leased {
+                found += self.flush_look(q, slot, interval_us, now, &mut out[found..]);
+            }
+        }
+        (found, false)
+    }
+
+    /// Looks at one lease; 1 if it is to be written.
+    fn flush_look(&mut self, q: u32, slot: u32, interval_us: i64, now: Now, out: &mut [LeaseRow]) -> usize {
+        let record = &self.slots[slot as usize];
+        if record.written() == Written::Whole {
+            return 0;
+        }
+        let at_us = record.leased_at_us.saturating_add(interval_us);
+        if at_us > now.mono_us {
+            let queue = &mut self.queues[q as usize];
+            queue.flush_at_us = queue.flush_at_us.min(at_us);
+            return 0;
+        }
+        out[0] = LeaseRow {
+            msg_id: record.msg_id,
+            lease_id: record.lease_id,
+            count: record.count,
+            leased_at_us: record.leased_at_us,
+            until_us: record.deadline_us,
+            pid: record.pid,
+            lxid: record.lxid,
+            written: record.written(),
+        };
+        1
+    }
+
+    /// The worker's transaction that wrote this lease has committed.
+    pub fn lease_written(&mut self, queue: QueueRef, row: &LeaseRow, written: Written, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let slot = self.find(q, row.msg_id);
+        if slot == NIL {
+            self.queues[q as usize].rows_are_stale = true; // finished meanwhile
+            return;
+        }
+        let record = &mut self.slots[slot as usize];
+        if record.lease_running() != row.lease_id {
+            record.set_written(record.written().max(Written::Earlier));
+            self.queues[q as usize].rows_are_stale = true;
+            return;
+        }
+        let is_moved = record.deadline_us != row.until_us;
+        record.set_written(if is_moved { Written::Count } else { written });
+        if is_moved {
+            self.flush_wanted_at(q, 0, fx);
+        }
+    }
+
+    /// Leases are to be looked at again then: one could not be written yet.
+    pub fn flush_again(&mut self, queue: QueueRef, at_us: i64, fx: &mut Effects) {
+        if let Some(q) = self.index_of(queue) {
+            self.flush_wanted_at(q, at_us, fx);
+        }
+    }
+
+    /// Whether the count of this lease is in its row, or the lease is over.
+    pub fn is_count_written(&self, queue: QueueRef, msg_id: i64, lease_id: i64) -> bool {
+        let Some(q) = self.index_of(queue) else { return true };
+        let slot = self.find(q, msg_id);
+        slot == NIL || {
+            let record = &self.slots[slot as usize];
+            record.lease_running() != lease_id || record.written() >= Written::Count
+        }
+    }
+
+    /// A backend sleeps until the worker of its database has written leases.
+    pub fn written_wait(&mut self, proc: u32, database: u32) {
+        let db = self.db_find(database).unwrap_or(NIL);
+        if let Some(waiter) = self.waiters.get_mut(proc as usize) {
+            waiter.written_db = db;
+        }
+    }
+
+    /// The worker of a database has written leases: who sleeps until then is woken. Looks at every backend once.
+    pub fn written_wake(&mut self, database: u32, fx: &mut Effects) {
+        let Some(db) = self.db_find(database) else { return };
+        for proc in 0..self.waiters.len() {
+            if self.waiters[proc].written_db == db && fx.has_room() {
+                self.waiters[proc].written_db = NIL;
+                fx.wake(proc as u32);
+            }
+        }
+    }
+
+    // ---- rows that are not needed any more -------------------------------------------------------------------
+
+    /// A slot is given up or its message's row knows all: the lease's row, if there is one, is stale.
+    pub(crate) fn row_is_stale(&mut self, slot: u32) {
+        let record = &mut self.slots[slot as usize];
+        if record.written() != Written::No {
+            record.set_written(Written::No);
+            self.queues[record.queue as usize].rows_are_stale = true;
+        }
+    }
+
+    /// A delivery was given back and does not count: its row says otherwise.
+    pub(crate) fn row_is_recounted(&mut self, slot: u32) {
+        let record = &mut self.slots[slot as usize];
+        if record.written() != Written::No {
+            record.set_written(Written::Earlier);
+            self.queues[record.queue as usize].rows_are_recounted = true;
+        }
+    }
+
+    /// The worker is about to sweep the queue's rows together. Returns whether some are of deliveries that were given
+    /// back, which only the dispatcher knows ([`Arena::row_fate`]).
+    pub fn sweep_begin(&mut self, queue: QueueRef) -> bool {
+        let Some(q) = self.index_of(queue) else { return false };
+        let queue = &mut self.queues[q as usize];
+        queue.rows_are_stale = false;
+        queue.sweep_at_us = NEVER_US;
+        core::mem::take(&mut queue.rows_are_recounted)
+    }
+
+    /// The sweep failed: it is to be made again.
+    pub fn sweep_again(&mut self, queue: QueueRef) {
+        if let Some(q) = self.index_of(queue) {
+            self.queues[q as usize].rows_are_stale = true;
+            self.queues[q as usize].rows_are_recounted = true;
+        }
+    }
+
+    /// What is to become of a row that says that a message was delivered `count` times.
+    pub fn row_fate(&self, queue: QueueRef, msg_id: i64, count: u32) -> RowFate {
+        let Some(q) = self.index_of(queue) else { return RowFate::Keep };
+        let slot = self.find(q, msg_id);
+        if slot == NIL {
+            return RowFate::Keep;
+        }
+        let record = &self.slots[slot as usize];
+        let is_over = matches!(record.state(), State::Ready | State::Delayed | State::Exhausted);
+        if is_over && record.count < count {
+            RowFate::Recount(if record.count > record.row_count { record.count } else { 0 })
+        } else {
+            RowFate::Keep
+        }
+    }
+
+    // ---- coming back -----------------------------------------------------------------------------------------
+
+    /// Begins to restore a queue's leases, unless that was done since it was attached.
+    pub fn restore_begin(&mut self, queue: QueueRef, loader: u32) -> Restore {
+        let Some(q) = self.index_of(queue) else { return Restore::Done };
+        let record = &mut self.queues[q as usize];
+        if record.is_restored {
+            Restore::Done
+        } else if record.loader != NIL {
+            Restore::Busy
+        } else {
+            record.loader = loader;
+            record.is_restoring = true;
+            Restore::Begun
+        }
+    }
+
+    /// A lease's row, and what the message's own row says (`row.count` is less than the lease's). A lease that has
+    /// ended leaves its count. False: there is no room for it.
+    pub fn lease_restore(
+        &mut self,
+        queue: QueueRef,
+        lease: &LeaseRow,
+        row: Row,
+        now: Now,
+        fx: &mut Effects,
+    ) -> bool {
+        let Some(q) = self.index_of(queue) else { return true };
+        self.lease_id_avoid(lease.lease_id);
+        let mut slot = self.find(q, lease.msg_id);
+        if slot == NIL {
+            slot = self.alloc(q, lease.msg_id);
+            if slot == NIL {
+                return false;
+            }
+            self.describe(slot, row);
+        } else {
+            let record = &self.slots[slot as usize];
+            if record.lease_id != 0 || record.state() == State::Pinned {
+                return true; // a finish by id was faster
+            }
+            self.unfile(slot);
+        }
+        let record = &mut self.slots[slot as usize];
+        record.count = record.count.max(lease.count);
+        record.lease_id = lease.lease_id;
+        record.leased_at_us = lease.leased_at_us;
+        record.pid = lease.pid;
+        record.set_written(Written::Whole);
+        if lease.until_us > now.mono_us {
+            self.file_leased(slot, lease.until_us, fx);
+        } else {
+            self.file_as_row(slot, row, now, fx);
+        }
+        true
+    }
+
+    /// The queue's leases are restored: from now on it delivers. Wakes who waits.
+    pub fn restore_end(&mut self, queue: QueueRef, loader: u32, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let record = &mut self.queues[q as usize];
+        if record.loader == loader && record.is_restoring {
+            record.is_restored = true;
+            self.restore_leave(q, fx);
+        }
+    }
+
+    /// Whoever restores leaves, with or without success.
+    pub(crate) fn restore_leave(&mut self, q: u32, fx: &mut Effects) {
+        let record = &mut self.queues[q as usize];
+        record.loader = NIL;
+        record.is_restoring = false;
+        self.wake_rest(q, fx);
+    }
+}

@@ -1,0 +1,147 @@
+//! Leases and the tables: what the worker has written of them is read back when a queue is first used after a start
+//! ([`restore`]), and a read of a queue with durable leases waits until they are written ([`await_written`]). Owns
+//! the way back and that wait; what is written, and when, is `worker::leases`' business.
+
+use crate::error::{Error, Result};
+use crate::pg::call::Value;
+use crate::pg::table::Snapshot;
+use crate::pg::{latch, shmem, spi, user};
+use crate::queue::journal;
+use crate::queue::resolve::Queue;
+use pgrx::pg_sys;
+use queue_dispatch::{LeaseRow, Now, QueueRef, Restore, Row, Tid, Written, CHUNK_MAX, NIL};
+
+/// Restores the leases of a queue that was just attached, unless that was done, or waits until another backend has.
+/// Reads only; the caller holds a lock on the table.
+pub fn restore(queue: &Queue, at: QueueRef) -> Result<()> {
+    const LOOK_MS: i64 = 2;
+    let me = latch::my_proc();
+    loop {
+        match shmem::with_arena(|arena, _, _| arena.restore_begin(at, me))? {
+            Restore::Done => return Ok(()),
+            Restore::Busy => latch::sleep(LOOK_MS, latch::wait_event(c"QueueRestore")),
+            Restore::Begun => break,
+        }
+    }
+    journal::loading(Some(at));
+    crate::wait_point!("restore");
+    let leases = written_leases(queue);
+    let mut is_full = false;
+    for chunk in leases.chunks(CHUNK_MAX) {
+        is_full = shmem::with_arena(|arena, now, fx| {
+            chunk.iter().any(|lease| !arena.lease_restore(at, &lease.at(now), lease.row, now, fx))
+        })?;
+        if is_full {
+            break;
+        }
+    }
+    if is_full {
+        pgrx::log!(
+            "pg_queue: no room to restore all leases of queue \"{}\"; raise pg_queue.max_messages",
+            queue.name
+        );
+    }
+    journal::loading(None);
+    shmem::with_arena(|arena, _, fx| arena.restore_end(at, me, fx))
+}
+
+/// A lease as it was written, times on the wall clock, and its message's row.
+struct WrittenLease {
+    lease_id: i64,
+    count: u32,
+    leased_at_us: i64,
+    until_us: Option<i64>,
+    row: Row,
+}
+
+impl WrittenLease {
+    /// The same on the clock that never jumps. A lease never gets longer than it was, however the wall clock jumped
+    /// since.
+    fn at(&self, now: Now) -> LeaseRow {
+        let length_us = self.until_us.map_or(0, |until_us| until_us.saturating_sub(self.leased_at_us)).max(0);
+        let left_us =
+            self.until_us.map_or(0, |until_us| until_us.saturating_sub(now.wall_us)).clamp(0, length_us);
+        let age_us = now.wall_us.saturating_sub(self.leased_at_us).max(0);
+        LeaseRow {
+            msg_id: self.row.msg_id,
+            lease_id: self.lease_id,
+            count: self.count,
+            leased_at_us: now.mono_us.saturating_sub(age_us),
+            until_us: now.mono_us.saturating_add(left_us),
+            written: Written::Whole,
+            ..LeaseRow::default()
+        }
+    }
+}
+
+/// What is written of leases of messages that are there and whose own rows do not know of those deliveries: as others
+/// see it, without what this transaction itself may have changed.
+fn written_leases(queue: &Queue) -> Vec<WrittenLease> {
+    let snapshot = Snapshot::latest_of_others();
+    let outcome = user::acting_as_extension(|| {
+        spi::look(
+            &format!(
+                "SELECT l.msg_id, l.lease_id, l.delivery_count, l.leased_at, l.until, m.visible_at, m.delivery_count \
+                 FROM queue_catalog.lease l JOIN ONLY {} m ON m.msg_id OPERATOR(pg_catalog.=) l.msg_id \
+                 WHERE l.queue OPERATOR(pg_catalog.=) $1 \
+                 AND l.delivery_count OPERATOR(pg_catalog.>) m.delivery_count",
+                queue.table_name()
+            ),
+            &[pg_sys::OIDOID.into()],
+            &[Value::of(pg_sys::Oid::from(queue.relation))],
+        )
+    });
+    snapshot.done();
+    let count = |value: Value| value.get::<i32>().unwrap_or(0).max(0) as u32;
+    outcome
+        .rows
+        .iter()
+        .filter_map(|row| {
+            let row_of_message = Row {
+                msg_id: row[0].i64()?,
+                tid: Tid::default(),
+                visible_at_us: row[5].time_us(),
+                count: count(row[6]),
+            };
+            Some(WrittenLease {
+                lease_id: row[1].i64()?,
+                count: count(row[2]),
+                leased_at_us: row[3].time_us()?,
+                until_us: row[4].time_us(),
+                row: row_of_message,
+            })
+        })
+        .collect()
+}
+
+/// Sleeps until the worker has written the counts of these leases (message, lease) and its transaction is on disk.
+pub fn await_written(queue: &Queue, at: QueueRef, leases: &[(i64, i64)]) -> Result<()> {
+    /// Should a wake-up be lost with the worker, somebody looks all the same.
+    const LOOK_MS: i64 = 1_000;
+    let (me, database) = (latch::my_proc(), user::database());
+    let mut open = leases;
+    loop {
+        // A chunk at a time, and first of all registered: what is written from then on wakes us.
+        let chunk = &open[..open.len().min(CHUNK_MAX)];
+        let (written, has_worker) = shmem::with_arena(|arena, _, fx| {
+            arena.written_wait(me, database);
+            let written =
+                chunk.iter().take_while(|(msg, lease)| arena.is_count_written(at, *msg, *lease)).count();
+            if written < chunk.len() {
+                arena.flush_again(at, 0, fx);
+            }
+            (written, arena.worker_proc(database) != NIL)
+        })?;
+        open = &open[written..];
+        if open.is_empty() {
+            return Ok(());
+        }
+        if written == chunk.len() {
+            continue;
+        }
+        if !has_worker {
+            return Err(Error::NoWorker { queue: queue.name.clone() });
+        }
+        latch::sleep(LOOK_MS, latch::wait_event(c"QueueLeaseWrite"));
+    }
+}

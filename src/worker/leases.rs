@@ -1,0 +1,212 @@
+//! Leases that last are written to `queue_catalog.lease`, in batches, so that a crash, a restart or a failover loses
+//! neither fence nor count; rows that are not needed any more are swept together. The only writer of that table. What
+//! a row means, and which leases need one, is told in the dispatcher's `lease`.
+//!
+//! The order: the dispatcher says which leases are old enough; then Postgres is asked whether the transaction that
+//! took each one still runs; then they are written; after the commit the dispatcher is told. A lease that ends
+//! meanwhile leaves a stale row, which does no harm.
+
+use crate::pg::call::Value;
+use crate::pg::table::AccessShareLock;
+use crate::pg::{clock, latch, shmem, spi, worker};
+use crate::queue::resolve::Queue;
+use crate::settings;
+use crate::worker::database::{open, Opened};
+use pgrx::pg_sys;
+use queue_dispatch::{LeaseRow, LeaseWalk, Now, QueueRef, RowFate, Tick, Written, CHUNK_MAX};
+
+/// Most leases that one transaction writes.
+const WRITE_MAX: usize = 1_000;
+/// What failed is tried again after this long, microseconds.
+const AGAIN_US: i64 = 1_000_000;
+
+/// A lease to be written.
+struct Due {
+    at: QueueRef,
+    relation: u32,
+    row: LeaseRow,
+    /// The transaction that took it still runs.
+    is_open: bool,
+}
+
+/// Writes what is old enough of these queues' leases, all together: whoever waits for it waits for one commit.
+pub fn flush(database: u32, queues: &[(QueueRef, u32)]) {
+    let interval_us = settings::lease_flush_us();
+    let mut batch = Vec::new();
+    for (at, relation) in queues {
+        let _ = shmem::with_arena(|arena, _, _| arena.flush_begin(*at));
+        let mut walk = LeaseWalk::START;
+        loop {
+            let mut rows = [LeaseRow::default(); CHUNK_MAX];
+            let Ok((found, is_all)) = shmem::with_arena(|arena, now, _| {
+                arena.flush_next(*at, &mut walk, interval_us, now, &mut rows)
+            }) else {
+                return;
+            };
+            batch.extend(rows[..found].iter().map(|row| Due {
+                at: *at,
+                relation: *relation,
+                row: *row,
+                is_open: latch::is_transaction_open(row.pid, row.lxid),
+            }));
+            if batch.len() >= WRITE_MAX {
+                write(database, &mut batch, interval_us);
+            }
+            if is_all {
+                break;
+            }
+            pgrx::check_for_interrupts!();
+        }
+    }
+    write(database, &mut batch, interval_us);
+}
+
+/// Writes a batch in one transaction, and tells the dispatcher and those who wait.
+fn write(database: u32, batch: &mut Vec<Due>, interval_us: i64) {
+    let mut due = std::mem::take(batch);
+    // Of an open transaction's lease the count is all that can be written.
+    for one in due.iter().filter(|one| one.is_open) {
+        let _ = shmem::with_arena(|arena, now, fx| {
+            arena.flush_again(one.at, now.mono_us.saturating_add(interval_us), fx);
+        });
+    }
+    due.retain(|one| !(one.is_open && one.row.written >= Written::Count));
+    if due.is_empty() {
+        return;
+    }
+    crate::wait_point!("lease-write");
+    let done = worker::transaction("writing leases", || {
+        upsert(&due, clock::now());
+        Ok(())
+    });
+    for chunk in due.chunks(CHUNK_MAX) {
+        let _ = shmem::with_arena(|arena, now, fx| {
+            for one in chunk {
+                let written = if one.is_open { Written::Count } else { Written::Whole };
+                match done {
+                    Some(()) => arena.lease_written(one.at, &one.row, written, fx),
+                    None => arena.flush_again(one.at, now.mono_us.saturating_add(AGAIN_US), fx),
+                }
+            }
+        });
+    }
+    if done.is_some() {
+        let _ = shmem::with_arena(|arena, _, fx| arena.written_wake(database, fx));
+    }
+}
+
+fn upsert(due: &[Due], now: Now) {
+    const STATEMENT: &str = "INSERT INTO queue_catalog.lease \
+         (queue, msg_id, lease_id, delivery_count, leased_at, until) \
+         SELECT q, m, l, c, b, e FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), \
+           pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6)) \
+           AS input (q, m, l, c, b, e) \
+         ON CONFLICT (queue, msg_id) DO UPDATE SET lease_id = excluded.lease_id, \
+           delivery_count = excluded.delivery_count, leased_at = excluded.leased_at, until = excluded.until";
+    let wall =
+        |mono_us: i64| Value::of_time_us(now.wall_us.saturating_add(mono_us.saturating_sub(now.mono_us)));
+    let column = |kind: pg_sys::Oid, value: &dyn Fn(&Due) -> Value| {
+        Value::array(kind.into(), &due.iter().map(value).collect::<Vec<_>>())
+    };
+    let until = |one: &Due| if one.is_open { Value::NULL } else { wall(one.row.until_us) };
+    spi::run(
+        STATEMENT,
+        &[
+            pg_sys::OIDARRAYOID,
+            pg_sys::INT8ARRAYOID,
+            pg_sys::INT8ARRAYOID,
+            pg_sys::INT4ARRAYOID,
+            pg_sys::TIMESTAMPTZARRAYOID,
+            pg_sys::TIMESTAMPTZARRAYOID,
+        ]
+        .map(u32::from),
+        &[
+            column(pg_sys::OIDOID, &|one| Value::of(pg_sys::Oid::from(one.relation))),
+            column(pg_sys::INT8OID, &|one| Value::of(one.row.msg_id)),
+            column(pg_sys::INT8OID, &|one| Value::of(one.row.lease_id)),
+            column(pg_sys::INT4OID, &|one| Value::of(one.row.count.min(i32::MAX as u32) as i32)),
+            column(pg_sys::TIMESTAMPTZOID, &|one| wall(one.row.leased_at_us)),
+            column(pg_sys::TIMESTAMPTZOID, &until),
+        ],
+    );
+}
+
+/// Deletes the rows of a queue that are not needed any more: of messages that are gone or whose own rows know of the
+/// delivery. What only the dispatcher knows, it is asked. False: somebody holds a lock on the table; later.
+pub fn sweep(database: u32, tick: &Tick) -> bool {
+    let is_recounted =
+        shmem::with_arena(|arena, _, _| arena.sweep_begin(tick.queue)).unwrap_or(false) || tick.is_new;
+    let done = worker::transaction("sweeping leases", || {
+        let queue = match open(database, tick, AccessShareLock)? {
+            Opened::Yes(queue) => queue,
+            Opened::Gone => return Ok(true),
+            Opened::Locked => return Ok(false),
+        };
+        delete_stale(&queue);
+        if is_recounted {
+            recount(&queue, tick.queue)?;
+        }
+        Ok(true)
+    });
+    if done != Some(true) {
+        let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
+    }
+    done != Some(false)
+}
+
+fn delete_stale(queue: &Queue) {
+    spi::run(
+        &format!(
+            "DELETE FROM queue_catalog.lease l WHERE l.queue OPERATOR(pg_catalog.=) $1 AND NOT EXISTS \
+             (SELECT FROM ONLY {} m WHERE m.msg_id OPERATOR(pg_catalog.=) l.msg_id \
+              AND m.delivery_count OPERATOR(pg_catalog.<) l.delivery_count)",
+            queue.table_name()
+        ),
+        &[pg_sys::OIDOID.into()],
+        &[Value::of(pg_sys::Oid::from(queue.relation))],
+    );
+}
+
+/// Corrects rows of deliveries that were given back and do not count.
+fn recount(queue: &Queue, at: QueueRef) -> crate::Result<()> {
+    let relation = Value::of(pg_sys::Oid::from(queue.relation));
+    let outcome = spi::run(
+        "SELECT msg_id, delivery_count FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1",
+        &[pg_sys::OIDOID.into()],
+        &[relation],
+    );
+    let rows: Vec<(i64, i32)> =
+        outcome.rows.iter().filter_map(|row| Some((row[0].i64()?, row[1].get::<i32>()?))).collect();
+    let mut fates = Vec::new();
+    for chunk in rows.chunks(CHUNK_MAX) {
+        fates.reserve(chunk.len());
+        shmem::with_arena(|arena, _, _| {
+            for (msg_id, count) in chunk {
+                if let RowFate::Recount(count) = arena.row_fate(at, *msg_id, (*count).max(0) as u32) {
+                    fates.push((*msg_id, count)); // within capacity
+                }
+            }
+        })?;
+    }
+    for (msg_id, count) in fates {
+        let (statement, values) = if count == 0 {
+            (
+                "DELETE FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
+              AND msg_id OPERATOR(pg_catalog.=) $2 AND $3 OPERATOR(pg_catalog.=) 0",
+                0,
+            )
+        } else {
+            (
+                "UPDATE queue_catalog.lease SET delivery_count = $3, until = NULL \
+              WHERE queue OPERATOR(pg_catalog.=) $1 AND msg_id OPERATOR(pg_catalog.=) $2",
+                count as i32,
+            )
+        };
+        spi::run(
+            statement,
+            &[pg_sys::OIDOID, pg_sys::INT8OID, pg_sys::INT4OID].map(u32::from),
+            &[relation, Value::of(msg_id), Value::of(values)],
+        );
+    }
+    Ok(())
+}
