@@ -708,6 +708,7 @@ impl<'a> Arena<'a> {
             self.worker_wanted(q, fx);
         } else {
             self.file(index, State::Ready);
+            self.tell_news(q, fx);
         }
         !is_exhausted
     }

@@ -138,7 +138,7 @@ impl Arena<'_> {
                     self.worker_wanted(q, fx);
                 }
                 let woken_before = self.queues[q as usize].woken_len;
-                self.announce_mark(q, fx);
+                self.announce_unloaded(q, fx);
                 if self.queues[q as usize].woken_len > woken_before {
                     return; // who leaves without using the room says so again
                 }

@@ -103,15 +103,14 @@ impl Arena<'_> {
         self.waiters.get(proc as usize).is_none_or(|waiter| !waiter.is_waiting || waiter.woken_by != NIL)
     }
 
-    /// One message became ready: one waiter is woken, and those who listen will hear of it.
+    /// One message became ready: one waiter is woken.
     pub(crate) fn announce(&mut self, q: u32, fx: &mut Effects) {
         if !self.queues[q as usize].policy.paused {
             self.wake(q, 1, fx);
-            self.tell_news(q, fx);
         }
     }
 
-    /// Has the worker notify those who listen, if there are any and they are not about to be.
+    /// Something became ready: has the worker notify those who listen, if there are any and they are not about to be.
     pub(crate) fn tell_news(&mut self, q: u32, fx: &mut Effects) {
         let queue = &mut self.queues[q as usize];
         let has_listeners = self.dbs.get(queue.db as usize).is_some_and(|db| db.has_listeners);
@@ -122,13 +121,17 @@ impl Arena<'_> {
         }
     }
 
-    /// Something came under the mark: one waiter is woken to load it, unless one is awake already.
+    /// Something came under the mark.
     pub(crate) fn announce_mark(&mut self, q: u32, fx: &mut Effects) {
+        self.announce_unloaded(q, fx);
+        self.tell_news(q, fx);
+    }
+
+    /// Something lies under the mark: one waiter is woken to load it, unless one is awake already.
+    pub(crate) fn announce_unloaded(&mut self, q: u32, fx: &mut Effects) {
         let queue = &self.queues[q as usize];
         let is_known = queue.loader != NIL || queue.is_hungry || queue.ready_len > 0 || queue.woken_len > 0;
-        if is_known {
-            self.tell_news(q, fx);
-        } else {
+        if !is_known {
             self.announce(q, fx);
         }
     }
@@ -143,9 +146,8 @@ impl Arena<'_> {
         let rest = queue.ready_len.saturating_sub(queue.woken_len);
         if rest > 0 {
             self.wake(q, rest, fx);
-            self.tell_news(q, fx);
         } else if queue.mark != NO_MARK && !queue.load_wanted {
-            self.announce_mark(q, fx);
+            self.announce_unloaded(q, fx);
         }
     }
 
