@@ -73,6 +73,8 @@ enum Op {
     Dropped { relation: u32 },
     /// Extensions came or went: the launcher is to look.
     Extensions,
+    /// Schedules came, went or were changed: the worker is to look.
+    Schedules,
 }
 
 #[derive(Clone, Copy)]
@@ -296,6 +298,11 @@ pub fn extensions_changed() -> Result<()> {
     record(Op::Extensions)
 }
 
+/// Schedules came, went or were changed.
+pub fn schedules_changed() -> Result<()> {
+    record(Op::Schedules)
+}
+
 /// Whether this transaction created the table: then nobody else has sent anything to it.
 pub fn is_created_here(relation: u32) -> bool {
     JOURNAL.with_borrow(|j| {
@@ -489,6 +496,7 @@ fn publish(journal: &Journal) {
                         }
                     }
                     Op::Extensions => extensions = true,
+                    Op::Schedules => arena.worker_wake(database, fx),
                     Op::Leased { .. }
                     | Op::Was(..)
                     | Op::Unslotted { .. }
@@ -653,6 +661,8 @@ fn pre_prepare() {
                 Op::Configured { .. } | Op::Created { .. } | Op::Dropped { .. } => {
                     return Some("created, changed or dropped a queue");
                 }
+                // Nobody would tell the worker at COMMIT PREPARED.
+                Op::Schedules => return Some("changed a schedule"),
                 Op::Updated { relation, row } => note_lowest(&mut lowest, relation, row.msg_id),
                 Op::MarkFrom { relation, msg_id } => note_lowest(&mut lowest, relation, msg_id),
                 _ => {}

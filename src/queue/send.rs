@@ -30,7 +30,8 @@ fn visible_at(delay: Value, deliver_at: Value) -> Result<Value> {
     }
 }
 
-const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
+/// What to do where a message is null.
+pub const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
 
 fn no_trigger(queue: &Queue) -> Error {
     Error::Broken {
@@ -56,6 +57,11 @@ pub fn send(args: &Args) -> Result<Value> {
     let mut sent = Value::NULL;
     insert(&queue, std::iter::once([visible_at, args.value(2), message]), &mut |id| sent = Value::of(id))?;
     Ok(sent)
+}
+
+/// Sends one message that is visible at once, under the rights of whoever is the current role.
+pub fn send_now(queue: &Queue, headers: Value, message: Value) -> Result<()> {
+    insert(queue, std::iter::once([Value::NULL, headers, message]), &mut |_| ())
 }
 
 /// A message's row, as far as the sender gives it: `visible_at`, `headers`, `message`.

@@ -1,6 +1,6 @@
 //! A database's worker: does what is due, then sleeps until the next thing is. Its duties, each a `tick` over one
 //! queue: leases and delays that end, loading ahead of the readers, scanning for what is due soon, moving away
-//! what had its last delivery; and, for the database, what prepared transactions sent.
+//! what had its last delivery; and, for the database, what prepared transactions sent and what schedules send.
 //!
 //! It is in nobody's way: each piece of work is a transaction of its own, no row or table lock is waited for, and
 //! it ends when somebody needs the database for himself. An error in one piece is logged and the others go on.
@@ -12,6 +12,7 @@ use crate::pg::shmem::Request;
 use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{finish, journal, load, resolve, retry};
+use crate::worker::schedules::Schedules;
 use pgrx::pg_sys;
 use queue_dispatch::{Taken, Tick, NEVER_US, NIL};
 use std::collections::HashMap;
@@ -77,6 +78,7 @@ pub fn main(database: u32) {
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut postponed = Postponed::new();
     let mut prepared_us = 0;
+    let mut schedules = Schedules::new();
     loop {
         worker::reload_config();
         let is_called = shmem::with_arena(|arena, _, _| arena.worker_round(database)).unwrap_or(true);
@@ -86,7 +88,11 @@ pub fn main(database: u32) {
         if is_called || prepared_us <= clock::now().mono_us {
             prepared_us = prepared();
         }
-        latch::sleep(round(database, prepared_us, &mut postponed), wait_event);
+        if is_called || schedules.due_us() <= clock::now().mono_us {
+            schedules.fire();
+        }
+        let next_us = prepared_us.min(schedules.due_us());
+        latch::sleep(round(database, next_us, &mut postponed), wait_event);
     }
 }
 
@@ -125,9 +131,9 @@ fn tell_idle(database: u32) {
     });
 }
 
-/// One round over the queues. Returns how long nothing is due, in milliseconds, -1 for ever.
-fn round(database: u32, prepared_us: i64, postponed: &mut Postponed) -> i64 {
-    let mut next_us = prepared_us;
+/// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds, -1 for ever.
+fn round(database: u32, next_us: i64, postponed: &mut Postponed) -> i64 {
+    let mut next_us = next_us;
     let mut from = 0;
     while from != NIL {
         let Ok((tick, next)) = shmem::with_arena(|arena, now, fx| arena.tick(database, from, now, fx)) else {

@@ -1,5 +1,5 @@
 //! The background workers: a launcher for the server ([`launcher`]), and one worker for each database that has
-//! the extension ([`database`]). This file owns what the rest of the extension tells them.
+//! the extension ([`database`]; its duty for schedules: [`schedules`]). This file owns what the rest of the extension tells them.
 //!
 //! ```text
 //!   launcher --- for each connectable database ---> worker
@@ -12,6 +12,7 @@
 
 pub mod database;
 pub mod launcher;
+pub mod schedules;
 
 use crate::error::Result;
 use crate::pg::call::Value;
