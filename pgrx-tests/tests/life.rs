@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use common::*;
