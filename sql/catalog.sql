@@ -52,6 +52,35 @@ CREATE TABLE queue_catalog.prepared (
 );
 COMMENT ON TABLE queue_catalog.prepared IS 'what prepared transactions sent: for each queue the lowest message id; read and deleted by the worker once they are committed';
 
+CREATE TABLE queue_catalog.schedule (
+    queue pg_catalog.regclass NOT NULL,
+    name pg_catalog.text NOT NULL,
+    schedule pg_catalog.text NOT NULL,
+    timezone pg_catalog.text NOT NULL,
+    message pg_catalog.jsonb NOT NULL,
+    headers pg_catalog.jsonb,
+    paused pg_catalog.bool NOT NULL DEFAULT false,
+    created_at pg_catalog.timestamptz NOT NULL,
+    next_at pg_catalog.timestamptz NOT NULL,
+    last_at pg_catalog.timestamptz,
+    PRIMARY KEY (queue, name)
+);
+COMMENT ON TABLE queue_catalog.schedule IS 'what the worker sends on a schedule; changed by queue_schedule, queue_unschedule and queue_schedule_pause, and by the worker when it sends';
+COMMENT ON COLUMN queue_catalog.schedule.queue IS 'the queue''s table';
+COMMENT ON COLUMN queue_catalog.schedule.schedule IS 'a cron expression or an interval, as it was given';
+COMMENT ON COLUMN queue_catalog.schedule.timezone IS 'the IANA name of the time zone that a cron expression is about';
+COMMENT ON COLUMN queue_catalog.schedule.created_at IS 'since when the schedule has been what it is: an interval is counted from here';
+COMMENT ON COLUMN queue_catalog.schedule.next_at IS 'when it sends next; of no meaning while it is paused';
+COMMENT ON COLUMN queue_catalog.schedule.last_at IS 'when it sent last, null if it has not yet';
+SELECT pg_catalog.pg_extension_config_dump('queue_catalog.schedule', '');
+
+CREATE FUNCTION queue_catalog.on_schedule() RETURNS pg_catalog.trigger
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_on_schedule';
+COMMENT ON FUNCTION queue_catalog.on_schedule() IS 'the trigger on queue_catalog.schedule: has the worker look at the schedules, at commit, whoever changed them (a restore, say)';
+CREATE TRIGGER pg_queue_schedule AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON queue_catalog.schedule
+    FOR EACH STATEMENT EXECUTE FUNCTION queue_catalog.on_schedule();
+ALTER TABLE queue_catalog.schedule ENABLE ALWAYS TRIGGER pg_queue_schedule;
+
 CREATE FUNCTION queue.on_change() RETURNS pg_catalog.trigger
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_on_change';
 COMMENT ON FUNCTION queue.on_change() IS 'the trigger on every queue''s table: tells the dispatcher, at commit, of rows that plain SQL wrote';

@@ -350,31 +350,31 @@ CREATE FUNCTION queue_schedule(
     headers pg_catalog.jsonb DEFAULT NULL,
     timezone pg_catalog.text DEFAULT 'UTC'
 ) RETURNS pg_catalog.bool
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unbuilt';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_schedule';
 COMMENT ON FUNCTION queue_schedule(pg_catalog.text, pg_catalog.text, pg_catalog.text, pg_catalog.jsonb, pg_catalog.jsonb, pg_catalog.text) IS
-    'not built yet: raises 0A000. Sends a message on a schedule';
+    'sends a message whenever a cron expression of five or six fields (six: second first) comes true in timezone, or at every interval from now on; on an existing name it replaces that schedule and returns false; needs TRUNCATE on the queue''s table';
 
 CREATE FUNCTION queue_unschedule(
     queue pg_catalog.text,
     name pg_catalog.text
 ) RETURNS pg_catalog.bool
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unbuilt';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unschedule';
 COMMENT ON FUNCTION queue_unschedule(pg_catalog.text, pg_catalog.text) IS
-    'not built yet: raises 0A000. Ends a schedule';
+    'ends a schedule; false if there is none of that name; needs TRUNCATE on the queue''s table';
 
 CREATE FUNCTION queue_schedule_pause(
     queue pg_catalog.text,
     name pg_catalog.text,
     paused pg_catalog.bool DEFAULT true
 ) RETURNS pg_catalog.bool
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unbuilt';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_schedule_pause';
 COMMENT ON FUNCTION queue_schedule_pause(pg_catalog.text, pg_catalog.text, pg_catalog.bool) IS
-    'not built yet: raises 0A000. Pauses a schedule';
+    'from commit on the schedule sends nothing, or with paused => false sends again, first at the next time that is due after that; true if that changed something; needs TRUNCATE on the queue''s table';
 
-CREATE FUNCTION queue_schedules() RETURNS TABLE (queue pg_catalog.text, name pg_catalog.text, schedule pg_catalog.text, timezone pg_catalog.text, paused pg_catalog.bool, next_at pg_catalog.timestamptz)
-    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_unbuilt_rows';
+CREATE FUNCTION queue_schedules() RETURNS TABLE (queue pg_catalog.text, name pg_catalog.text, schedule pg_catalog.text, timezone pg_catalog.text, paused pg_catalog.bool, next_at pg_catalog.timestamptz, last_at pg_catalog.timestamptz, message pg_catalog.jsonb, headers pg_catalog.jsonb)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_schedules';
 COMMENT ON FUNCTION queue_schedules() IS
-    'not built yet: raises 0A000. Lists schedules';
+    'a row for each schedule of a queue that the caller may use: when it sends next (null while paused) and when it sent last; message and headers only where he may read the queue''s table, else null';
 
 CREATE FUNCTION queue_stats(
     queue pg_catalog.text DEFAULT NULL

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::queue::{admin, finish, peek, retry, send, take, wait};
+use crate::queue::{admin, finish, peek, retry, schedule, send, take, wait};
 
 /// A function that the reference names and that is not built yet.
 fn unbuilt(_args: &Args) -> Result<Value> {
@@ -44,6 +44,11 @@ crate::sql_functions! {
     queue_extend_batch => rows writes retry::queue_extend_batch;
     queue_peek => rows looks peek::queue_peek;
     queue_wait => value writes wait::queue_wait;
+    queue_schedule => value writes schedule::queue_schedule;
+    queue_unschedule => value writes schedule::queue_unschedule;
+    queue_schedule_pause => value writes schedule::queue_schedule_pause;
+    queue_schedules => rows looks schedule::queue_schedules;
+    queue_on_schedule => value looks schedule::on_schedule;
     queue_unbuilt => value looks unbuilt;
     queue_unbuilt_rows => rows looks unbuilt_rows;
 }

@@ -30,6 +30,12 @@ pub const BACKOFF: std::ops::RangeInclusive<f64> = 1.0..=1_000.0;
 pub const JITTER: std::ops::RangeInclusive<f64> = 0.0..=1.0;
 /// Bytes kept of a retry's error text.
 pub const ERROR_BYTES_MAX: usize = 10_000;
+/// Shortest and longest name of a schedule, bytes.
+pub const SCHEDULE_NAME_BYTES: std::ops::RangeInclusive<usize> = 1..=200;
+/// Longest text of a schedule, bytes: lists of every second, minute and hour have room in it.
+pub const SCHEDULE_BYTES_MAX: usize = 1_000;
+/// Shortest and longest interval of a schedule.
+pub const SCHEDULE_INTERVAL_US: std::ops::RangeInclusive<i64> = SECOND_US..=3_650 * DAY_US;
 /// Messages of one transaction that are remembered one by one; beyond that it publishes the lowest id.
 pub const JOURNAL_SENT_MAX: usize = 100_000;
 

@@ -4,7 +4,6 @@
 mod common;
 
 use std::io::Write;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use common::*;
@@ -384,30 +383,6 @@ fn standby_looks_and_changes_nothing_and_serves_once_promoted() {
 }
 
 // ---- Dump and restore -----------------------------------------------------------------------------------------
-
-/// Runs one of the server's programs, with `input` on its standard input, and returns its output.
-fn program(cluster: &Cluster, name: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
-    let mut child = cluster
-        .user
-        .command(cluster.tree.program(name))
-        .arg("-h")
-        .arg(cluster.directory())
-        .args(["-U", "postgres"])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot run {name} of {}: {error}", cluster.tree.version));
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(input).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name} failed: {errors}");
-    output.stdout
-}
 
 #[test]
 fn dump_and_restore_bring_queues_and_messages_over() {

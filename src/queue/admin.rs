@@ -11,12 +11,13 @@ use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem};
 use crate::queue::resolve::{self, Settings};
-use crate::queue::{args, journal};
+use crate::queue::{args, journal, schedule};
 use crate::settings;
 use pgrx::pg_sys;
 use std::ops::RangeInclusive;
 
-fn oid(relation: u32) -> Value {
+/// A relation's oid as a value.
+pub fn oid(relation: u32) -> Value {
     Value::of(pg_sys::Oid::from(relation))
 }
 
@@ -172,6 +173,7 @@ pub fn queue_create(args: &Args) -> Result<Value> {
             &[],
             &[],
         );
+        schedule::forget_orphans();
         let (names, places): (Vec<&str>, Vec<String>) =
             COLUMNS.iter().zip(3..).map(|((name, kind), place)| (*name, placed(place, *kind))).unzip();
         let statement = format!(
@@ -307,7 +309,7 @@ fn notice_differences(name: &str, args: &Args, is: &Settings, given: &Given, unl
 
 /// A queue's table for one who may administer it: locked, so that changes to one queue follow each other. Whether he
 /// may is asked before he waits for the lock, in which everybody else would have to stand behind him.
-fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<(u32, u32, Settings)> {
+pub fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<(u32, u32, Settings)> {
     if !shmem::is_available() {
         return Err(Error::NotPreloaded);
     }
@@ -512,6 +514,7 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
             &[pg_sys::OIDOID.into()],
             &[oid(relation)],
         );
+        schedule::forget(relation);
     });
     for row in &targets.rows {
         if let Some(of) = row[0].text().and_then(|of| resolve::find_table(&of)) {
@@ -632,6 +635,14 @@ pub fn channel(name: &str) -> String {
     format!("{CHANNEL_PREFIX}{hash:016x}")
 }
 
+/// Whether the caller may use a queue in any way.
+pub fn may_use(relation: u32) -> bool {
+    user::is_owner(relation)
+        || [Right::Insert, Right::Select, Right::Update, Right::Delete, Right::Truncate]
+            .iter()
+            .any(|right| user::has_rights(relation, &[*right]))
+}
+
 /// `queue_list`: a row for each queue that the caller may use in any way; pg_monitor sees all.
 pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
     let outcome = user::acting_as_extension(|| {
@@ -653,11 +664,7 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
     let zero = Value::of_interval_us(0);
     for row in outcome.rows {
         let relation: u32 = row[0].get::<pg_sys::Oid>().map_or(0, Into::into);
-        let is_seen = sees_all
-            || user::is_owner(relation)
-            || [Right::Insert, Right::Select, Right::Update, Right::Delete, Right::Truncate]
-                .iter()
-                .any(|right| user::has_rights(relation, &[*right]));
+        let is_seen = sees_all || may_use(relation);
         if !is_seen {
             continue;
         }

@@ -689,6 +689,8 @@ fn pre_prepare() {
                 Op::Configured { .. } | Op::Created { .. } | Op::Dropped { .. } => {
                     return Some("created, changed or dropped a queue");
                 }
+                // Nobody would tell the worker at COMMIT PREPARED.
+                Op::WorkerCalled => return Some("changed settings or schedules"),
                 Op::Updated { relation, row } => note_lowest(&mut lowest, relation, row.msg_id),
                 Op::MarkFrom { relation, msg_id } => note_lowest(&mut lowest, relation, msg_id),
                 _ => {}

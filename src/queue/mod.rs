@@ -5,7 +5,7 @@
 //! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
 //! transaction sees of its own sends, [`wait`] how one sleeps until there is something, [`lease`] what brings leases to the tables and back. [`resolve`] knows which table a
 //! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good, [`peek`]
-//! looks.
+//! looks, [`schedule`] sends at times that [`schedule_rule`] tells.
 
 pub mod admin;
 pub mod args;
@@ -19,6 +19,8 @@ pub mod overlay;
 pub mod peek;
 pub mod resolve;
 pub mod retry;
+pub mod schedule;
+pub mod schedule_rule;
 pub mod send;
 pub mod take;
 pub mod wait;

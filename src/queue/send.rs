@@ -45,7 +45,8 @@ fn ttl_us(value: Value) -> Result<Option<i64>> {
     args::duration(value, "ttl", settings::TTL_US)
 }
 
-const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
+/// What to do where a message is null.
+pub const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
 
 fn no_trigger(queue: &Queue) -> Error {
     Error::Broken {
@@ -73,6 +74,12 @@ pub fn send(args: &Args) -> Result<Value> {
     let given = [visible_at, args.value(2), message, expires_at];
     insert(&queue, std::iter::once(given), &mut |id| sent = Value::of(id))?;
     Ok(sent)
+}
+
+/// Sends one message that is visible at once, under the rights of whoever is the current role.
+pub fn send_now(queue: &Queue, headers: Value, message: Value) -> Result<()> {
+    let expires_at = expires_at(queue, None, Value::NULL);
+    insert(queue, std::iter::once([Value::NULL, headers, message, expires_at]), &mut |_| ())
 }
 
 /// A message's row, as far as the sender gives it: `visible_at`, `headers`, `message`, `expires_at`.

@@ -19,6 +19,7 @@ mod tests {
     fn functions_are_those_of_the_reference_one_per_name() {
         let expected = [
             "on_change",
+            "on_schedule",
             "queue_alter",
             "queue_archive",
             "queue_archive_batch",
@@ -120,7 +121,7 @@ mod tests {
     fn functions_are_in_the_schema_of_the_extension() {
         let elsewhere =
             names("p.pronamespace <> (SELECT extnamespace FROM pg_extension WHERE extname = 'pg_queue')");
-        assert_eq!(elsewhere, [json!("on_change")]);
+        assert_eq!(elsewhere, [json!("on_change"), json!("on_schedule")]);
         assert!(is("(SELECT NOT extrelocatable FROM pg_extension WHERE extname = 'pg_queue')"));
     }
 
@@ -148,6 +149,8 @@ mod tests {
             "SELECT c.oid::regclass::text FROM pg_extension e, unnest(e.extconfig) AS c (oid) \
              WHERE e.extname = 'pg_queue' ORDER BY 1",
         );
-        assert!(dumped.contains(&json!("queue_catalog.queue")), "{dumped:?}");
+        for table in ["queue_catalog.queue", "queue_catalog.schedule"] {
+            assert!(dumped.contains(&json!(table)), "{dumped:?}");
+        }
     }
 }

@@ -21,6 +21,7 @@ mod privileges;
 mod read;
 mod retry;
 mod savepoint;
+mod schedule;
 mod send;
 mod triggers;
 

@@ -1,7 +1,8 @@
 //! A database's worker: does what is due, then sleeps until the next thing is. Its duties, each a `tick` over one
 //! queue: leases and delays that end, loading ahead of the readers, scanning for what is due soon, moving away
 //! what had its last delivery or has expired ([`super::expiry`]), writing leases ([`super::leases`]), telling those
-//! who listen ([`super::notify`]); and, for the database, archives, and what prepared transactions sent.
+//! who listen ([`super::notify`]); and, for the database, archives, schedules, and what
+//! prepared transactions sent.
 //!
 //! It is in nobody's way: each piece of work is a transaction of its own, no row or table lock is waited for, and
 //! it ends when somebody needs the database for himself. An error in one piece is logged and the others go on.
@@ -14,6 +15,7 @@ use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{finish, journal, load, resolve, retry};
 use crate::settings;
+use crate::worker::schedules::Schedules;
 use crate::worker::{expiry, leases, notify, survey};
 use pgrx::pg_sys;
 use queue_dispatch::{QueueRef, Taken, Tick, NEVER_US, NIL};
@@ -83,6 +85,7 @@ pub fn main(database: u32) {
     let mut postponed = Postponed::new();
     let mut archives = expiry::Archives::default();
     let mut prepared_us = 0;
+    let mut schedules = Schedules::new();
     loop {
         if worker::reload_config() {
             end_if_disabled(database);
@@ -99,7 +102,10 @@ pub fn main(database: u32) {
         if is_called || prepared_us <= clock::now().mono_us {
             prepared_us = prepared();
         }
-        let next_us = prepared_us.min(archives.trim());
+        if is_called || schedules.due_us() <= clock::now().mono_us {
+            schedules.fire();
+        }
+        let next_us = prepared_us.min(schedules.due_us()).min(archives.trim());
         latch::sleep(round(database, next_us, &mut postponed), wait_event);
     }
 }
@@ -147,7 +153,8 @@ fn tell_idle(database: u32) {
     });
 }
 
-/// One round over the queues. Returns how long nothing is due, in milliseconds, -1 for ever.
+/// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds,
+/// -1 for ever.
 fn round(database: u32, next_us: i64, postponed: &mut Postponed) -> i64 {
     let mut next_us = next_us;
     let mut from = 0;

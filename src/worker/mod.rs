@@ -1,5 +1,5 @@
 //! The background workers: a launcher for the server ([`launcher`]), and one worker for each database that has
-//! the extension ([`database`]). This file owns what the rest of the extension tells them.
+//! the extension ([`database`]; its duty for schedules: [`schedules`]). This file owns what the rest of the extension tells them.
 //!
 //! ```text
 //!   launcher --- for each connectable database ---> worker
@@ -15,6 +15,7 @@ pub mod expiry;
 pub mod launcher;
 pub mod leases;
 pub mod notify;
+pub mod schedules;
 pub mod survey;
 
 use crate::error::Result;

@@ -3,6 +3,8 @@
 #![allow(dead_code)] // each test file uses its part
 
 use std::collections::HashMap;
+use std::io::Write;
+use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard};
 
 use postgres::{Client, Error};
@@ -251,6 +253,30 @@ pub fn find_worker(client: &mut Client, database: &str) -> Option<i32> {
 pub fn launcher_pid(client: &mut Client) -> Option<i32> {
     let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'pg_queue launcher%'";
     client.query_opt(sql, &[]).unwrap().map(|row| row.get(0))
+}
+
+/// Runs one of the server's programs, with `input` on its standard input, and returns its output.
+pub fn program(cluster: &Cluster, name: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = cluster
+        .user
+        .command(cluster.tree.program(name))
+        .arg("-h")
+        .arg(cluster.directory())
+        .args(["-U", "postgres"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {name} of {}: {error}", cluster.tree.version));
+    let mut stdin = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} failed: {errors}");
+    output.stdout
 }
 
 /// Keeps one backend still at a wait point, once it comes there, until released or dropped. A server's point can be

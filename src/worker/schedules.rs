@@ -1,0 +1,161 @@
+//! The worker's duty for schedules: has those that are due fire, each in a transaction of its own, and tells when the
+//! next one is. Owns what the worker remembers of them, which is little: when to look again, and which of them failed.
+//! What a firing does is `queue::schedule`'s.
+//!
+//! It looks when the time has come and when it is told that schedules have changed, and sleeps otherwise. One that
+//! fails waits, longer each time, and keeps no other. What is due is told by the wall clock: if that is set back or
+//! forth, it is noticed when the worker wakes next, which is within the hour.
+
+use crate::pg::call::Value;
+use crate::pg::{clock, spi, worker};
+use crate::queue::schedule::{self, Fired};
+use pgrx::pg_sys;
+use queue_dispatch::NEVER_US;
+use std::collections::HashMap;
+
+/// Schedules fired in one turn; then the worker looks after its other duties.
+const TURN_MAX: usize = 100;
+/// One that somebody has locked is tried again after this long, microseconds, and after twice as long each time.
+const BUSY_US: std::ops::RangeInclusive<i64> = 50_000..=1_000_000;
+/// The same for one that failed.
+const FAILED_US: std::ops::RangeInclusive<i64> = 1_000_000..=60_000_000;
+/// When they could not be looked at, that is tried again after this long.
+const LOOK_AGAIN_US: i64 = 1_000_000;
+
+/// A schedule that is due.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Due {
+    relation: u32,
+    name: String,
+    /// Which version of its row: one that was changed since is tried at once.
+    version: String,
+}
+
+/// One that could not be fired.
+#[derive(Clone, Copy)]
+struct Delay {
+    /// Nothing is tried before this, on the clock that never jumps.
+    until_us: i64,
+    pause_us: i64,
+}
+
+/// What the worker remembers.
+pub struct Schedules {
+    /// When the first that is not due yet will be, on the wall clock.
+    next_wall_us: i64,
+    /// When to look again whatever that says, on the clock that never jumps.
+    again_us: i64,
+    delays: HashMap<Due, Delay>,
+}
+
+impl Schedules {
+    /// Nothing is known yet: the first look is due.
+    pub fn new() -> Schedules {
+        Schedules { next_wall_us: NEVER_US, again_us: 0, delays: HashMap::new() }
+    }
+
+    /// When to call [`Schedules::fire`] next, on the clock that never jumps.
+    pub fn due_us(&self) -> i64 {
+        let next_us = match self.next_wall_us {
+            NEVER_US => NEVER_US,
+            wall_us => clock::now().mono_of(wall_us),
+        };
+        let delayed_us = self.delays.values().map(|delay| delay.until_us).min().unwrap_or(NEVER_US);
+        next_us.min(self.again_us).min(delayed_us)
+    }
+
+    /// Has what is due fire, a turn of it.
+    pub fn fire(&mut self) {
+        let now = clock::now();
+        let waiting: Vec<&Due> =
+            self.delays.iter().filter(|(_, d)| d.until_us > now.mono_us).map(|(due, _)| due).collect();
+        let Some((due, next_wall_us)) = look(now.wall_us, &waiting) else {
+            self.again_us = now.mono_us.saturating_add(LOOK_AGAIN_US);
+            return;
+        };
+        self.next_wall_us = next_wall_us;
+        let is_full = due.len() == TURN_MAX;
+        self.again_us = if is_full { 0 } else { NEVER_US };
+        if !is_full {
+            // What is neither waiting nor due any more has been changed, or is gone.
+            self.delays.retain(|key, delay| delay.until_us > now.mono_us || due.contains(key));
+        }
+        for one in due {
+            self.fire_one(one);
+            pgrx::check_for_interrupts!();
+        }
+    }
+
+    fn fire_one(&mut self, due: Due) {
+        let what = format!("sending on schedule \"{}\"", due.name);
+        let fired =
+            worker::transaction(&what, || schedule::fire(due.relation, &due.name, clock::now().wall_us));
+        let range = match fired {
+            Some(Fired::Sent(next_us)) => {
+                self.next_wall_us = self.next_wall_us.min(next_us);
+                self.delays.remove(&due);
+                return;
+            }
+            Some(Fired::Gone) => {
+                self.delays.remove(&due);
+                return;
+            }
+            Some(Fired::Busy) => BUSY_US,
+            None => FAILED_US,
+        };
+        let last_us = self.delays.get(&due).map_or(0, |delay| delay.pause_us);
+        let pause_us = last_us.saturating_mul(2).clamp(*range.start(), *range.end());
+        let until_us = clock::now().mono_us.saturating_add(pause_us);
+        self.delays.insert(due, Delay { until_us, pause_us });
+    }
+}
+
+/// The schedules that are due, those that wait left out, at most [`TURN_MAX`], the longest due first; and when the
+/// first of the others will be. `None`: they could not be looked at.
+fn look(now_us: i64, waiting: &[&Due]) -> Option<(Vec<Due>, i64)> {
+    const DUE: &str = "SELECT s.queue::pg_catalog.oid, s.name, s.xmin::pg_catalog.text FROM queue_catalog.schedule s \
+        WHERE NOT s.paused AND s.next_at OPERATOR(pg_catalog.<=) $1 AND NOT EXISTS (SELECT FROM ROWS FROM \
+          (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) AS w (queue, name, version) \
+          WHERE w.queue OPERATOR(pg_catalog.=) s.queue::pg_catalog.oid AND w.name OPERATOR(pg_catalog.=) s.name \
+          AND w.version OPERATOR(pg_catalog.=) s.xmin::pg_catalog.text) \
+        ORDER BY s.next_at, s.queue::pg_catalog.oid, s.name LIMIT $5";
+    const NEXT: &str = "SELECT pg_catalog.min(next_at) FROM queue_catalog.schedule \
+        WHERE NOT paused AND next_at OPERATOR(pg_catalog.>) $1";
+    worker::transaction("looking for schedules", || {
+        let texts = |text: fn(&Due) -> &str| {
+            let texts: Vec<Value> = waiting.iter().map(|due| Value::of(text(due))).collect();
+            Value::array(pg_sys::TEXTOID.into(), &texts)
+        };
+        let oids: Vec<Value> = waiting.iter().map(|due| Value::of(pg_sys::Oid::from(due.relation))).collect();
+        let now = Value::of_time_us(now_us);
+        let found = spi::look(
+            DUE,
+            &[
+                pg_sys::TIMESTAMPTZOID,
+                pg_sys::OIDARRAYOID,
+                pg_sys::TEXTARRAYOID,
+                pg_sys::TEXTARRAYOID,
+                pg_sys::INT8OID,
+            ]
+            .map(u32::from),
+            &[
+                now,
+                Value::array(pg_sys::OIDOID.into(), &oids),
+                texts(|due| &due.name),
+                texts(|due| &due.version),
+                Value::of(TURN_MAX as i64),
+            ],
+        );
+        let due = found
+            .rows
+            .iter()
+            .filter_map(|row| {
+                let relation = row[0].get::<pg_sys::Oid>()?.into();
+                Some(Due { relation, name: row[1].text()?, version: row[2].text()? })
+            })
+            .collect();
+        let next = spi::look(NEXT, &[pg_sys::TIMESTAMPTZOID.into()], &[now]);
+        let next_us = next.rows.first().and_then(|row| row[0].time_us()).unwrap_or(NEVER_US);
+        Ok((due, next_us))
+    })
+}
