@@ -4,8 +4,8 @@
 //! leases it and fetches its row, after [`load`] has brought in what has no slot; [`finish`] pins it and deletes
 //! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
 //! transaction sees of its own sends. [`resolve`] knows which table a
-//! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good, [`peek`]
-//! looks.
+//! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good,
+//! [`redrive`] brings it back, [`peek`] looks.
 
 pub mod admin;
 pub mod args;
@@ -16,6 +16,7 @@ pub mod journal;
 pub mod load;
 pub mod overlay;
 pub mod peek;
+pub mod redrive;
 pub mod resolve;
 pub mod retry;
 pub mod send;

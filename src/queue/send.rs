@@ -32,7 +32,8 @@ fn visible_at(delay: Value, deliver_at: Value) -> Result<Value> {
 
 const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
 
-fn no_trigger(queue: &Queue) -> Error {
+/// The error of an INSERT that the queue's trigger has not seen.
+pub fn no_trigger(queue: &Queue) -> Error {
     Error::Broken {
         queue: queue.name.clone(),
         detail: "Its trigger \"pg_queue_change\" is missing or disabled, so the message would not be noticed."
