@@ -317,6 +317,9 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
             Opened::Locked => return Ok(false),
         };
         let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
+        if !table::try_lock(queue.archive, AccessShareLock) {
+            return Ok(false);
+        }
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
         let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
         let look = || {
