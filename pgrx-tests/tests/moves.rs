@@ -509,7 +509,7 @@ fn redrive_in_repeatable_read_takes_what_is_there() {
 
 #[test]
 fn redrive_of_many_can_be_cancelled_and_takes_them_all() {
-    const COUNT: i64 = 20_000;
+    const COUNT: i64 = 5_000;
     let database = database_with(&[]);
     let (mut client, other) = (session(&database), session(&database));
     with_dead_letters(&mut client, 9);

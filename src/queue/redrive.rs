@@ -322,6 +322,9 @@ fn insert(goal: &Queue, record: &Record) -> Result<()> {
 
 // ---- the archive -------------------------------------------------------------------------------------------
 
+/// Messages moved by one statement: more than are pinned at a time, for each statement looks for the oldest anew.
+const UNARCHIVE_CHUNK: u64 = 10_000;
+
 /// `queue_unarchive`: how many messages were moved.
 pub fn queue_unarchive(args: &Args) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
@@ -332,7 +335,7 @@ pub fn queue_unarchive(args: &Args) -> Result<Value> {
     let statement = unarchive_statement(&queue, reason.is_some(), ids.is_some())?;
     let (mut moved, mut oldest_us) = (0, i64::MIN);
     while moved < quantity {
-        let most = (quantity - moved).min(CHUNK_MAX as u64);
+        let most = (quantity - moved).min(UNARCHIVE_CHUNK);
         let (more, newest_us) = spi::in_passing(|| {
             unarchive(&queue, &statement, most, oldest_us, reason.as_deref(), ids.as_deref())
         })?;

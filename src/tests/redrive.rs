@@ -318,22 +318,25 @@ mod tests {
     fn redrive_fires_the_triggers_of_both_tables() {
         set_up();
         bury("q", &["1", "2", "3"]);
-        run("CREATE TABLE seen (what text, who name)");
+        run("CREATE TABLE public.seen (what text, who name)");
         run("CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
             IF TG_OP = 'DELETE' AND OLD.message = '2' THEN RETURN NULL; END IF; \
-            INSERT INTO seen VALUES (TG_OP || TG_TABLE_NAME || coalesce(NEW.message, OLD.message), current_user); \
+            INSERT INTO public.seen VALUES (TG_OP || TG_TABLE_NAME || coalesce(NEW.message, OLD.message), current_user); \
             RETURN coalesce(NEW, OLD); END $$");
         run("CREATE TRIGGER see BEFORE DELETE ON queue.dead FOR EACH ROW EXECUTE FUNCTION see()");
         run("CREATE TRIGGER see BEFORE INSERT ON queue.q FOR EACH ROW EXECUTE FUNCTION see()");
         make_role("somebody");
         run("GRANT TRUNCATE ON queue.dead TO somebody; GRANT INSERT ON queue.q TO somebody; \
-            GRANT INSERT ON seen TO public");
+            GRANT INSERT ON public.seen TO public");
         let owner = value("SELECT current_user::text");
         as_role("somebody", || assert_eq!(redrive(""), 2));
         assert_eq!((messages("q"), messages("dead")), (vec![json!(1), json!(3)], vec![json!(2)]));
-        assert_eq!(column("SELECT what FROM seen"), ["DELETEdead1", "INSERTq1", "DELETEdead3", "INSERTq3"]);
         assert_eq!(
-            column("SELECT who FROM seen"),
+            column("SELECT what FROM public.seen"),
+            ["DELETEdead1", "INSERTq1", "DELETEdead3", "INSERTq3"]
+        );
+        assert_eq!(
+            column("SELECT who FROM public.seen"),
             [owner.clone(), json!("somebody"), owner, json!("somebody")]
         );
     }
