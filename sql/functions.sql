@@ -317,9 +317,9 @@ CREATE FUNCTION queue_redrive(
     source pg_catalog.text DEFAULT NULL,
     msg_ids pg_catalog.int8[] DEFAULT NULL
 ) RETURNS pg_catalog.int8
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unbuilt';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_redrive';
 COMMENT ON FUNCTION queue_redrive(pg_catalog.text, pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.int8[]) IS
-    'not built yet: raises 0A000. Brings dead letters back to where they came from';
+    'moves messages of a dead-letter queue, in the order of their ids, back to the queues they came from, or to target: at most quantity, only those from source, only msg_ids; as new messages, with the headers they had; returns how many; leaves what is leased';
 
 CREATE FUNCTION queue_unarchive(
     queue pg_catalog.text,
@@ -327,9 +327,9 @@ CREATE FUNCTION queue_unarchive(
     reason pg_catalog.text DEFAULT NULL,
     msg_ids pg_catalog.int8[] DEFAULT NULL
 ) RETURNS pg_catalog.int8
-    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unbuilt';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_unarchive';
 COMMENT ON FUNCTION queue_unarchive(pg_catalog.text, pg_catalog.int8, pg_catalog.text, pg_catalog.int8[]) IS
-    'not built yet: raises 0A000. Brings archived messages back';
+    'moves messages from a queue''s archive back into the queue, oldest archived first: at most quantity, only those with that archive_reason, only msg_ids; as new messages, visible at once; returns how many';
 
 CREATE FUNCTION queue_limit(
     queue pg_catalog.text,

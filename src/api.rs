@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::queue::{admin, finish, peek, retry, schedule, send, take, wait};
+use crate::queue::{admin, finish, peek, redrive, retry, schedule, send, take, wait};
 
 /// A function that the reference names and that is not built yet.
 fn unbuilt(_args: &Args) -> Result<Value> {
@@ -43,6 +43,8 @@ crate::sql_functions! {
     queue_extend => value writes retry::queue_extend;
     queue_extend_batch => rows writes retry::queue_extend_batch;
     queue_peek => rows looks peek::queue_peek;
+    queue_redrive => value writes redrive::queue_redrive;
+    queue_unarchive => value writes redrive::queue_unarchive;
     queue_wait => value writes wait::queue_wait;
     queue_schedule => value writes schedule::queue_schedule;
     queue_unschedule => value writes schedule::queue_unschedule;

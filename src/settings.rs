@@ -12,6 +12,8 @@ pub const DAY_US: i64 = 86_400 * SECOND_US;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Most messages read, sent or finished by one call.
 pub const BATCH_MAX: usize = 100_000;
+/// Messages brought back by one call, which goes through them in chunks.
+pub const BROUGHT_BACK: std::ops::RangeInclusive<i64> = 1..=i64::MAX;
 /// Most queues in one queue_read_any.
 pub const QUEUES_MAX: usize = queue_dispatch::WAIT_QUEUES_MAX;
 /// Shortest and longest lease.

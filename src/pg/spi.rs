@@ -121,6 +121,26 @@ unsafe fn collect() -> Outcome {
     }
 }
 
+/// Does `f`, and gives back what memory of Postgres it asked for: what statements return does not pile up from one
+/// chunk of work to the next. The result must not point there. After an ERROR Postgres does the same.
+pub fn in_passing<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: the context is a child of the current one, and deleted while that is the current one again.
+    unsafe {
+        let context = pg_sys::AllocSetContextCreateInternal(
+            pg_sys::CurrentMemoryContext,
+            c"pg_queue chunk".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as _,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as _,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as _,
+        );
+        let caller = pg_sys::MemoryContextSwitchTo(context);
+        let result = f();
+        pg_sys::MemoryContextSwitchTo(caller);
+        pg_sys::MemoryContextDelete(context);
+        result
+    }
+}
+
 /// Prepares, runs and forgets a statement.
 pub fn run(statement: &str, types: &[u32], values: &[Value]) -> Outcome {
     once(statement, types, values, false)

@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "publish",
     "take-fetch",
     "load-snapshot",
@@ -25,6 +25,7 @@ const NAMES: [&str; 13] = [
     "return",
     "scan-snapshot",
     "move-pinned",
+    "redrive-pinned",
     "attach",
     "restore",
     "lease-write",

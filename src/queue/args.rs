@@ -84,6 +84,20 @@ pub fn ids(args: &Args, ids_at: usize, leases_at: usize) -> Result<Vec<(i64, Opt
     Ok(result)
 }
 
+/// The ids of an optional array, ascending, each once.
+pub fn ids_if_any(args: &Args, position: usize) -> Result<Option<Vec<i64>>> {
+    if args.value(position).is_null() {
+        return Ok(None);
+    }
+    let mut ids = Vec::new();
+    for id in array(args, position, "msg_ids")? {
+        ids.push(id.i64().ok_or(Error::Null { argument: "msg_ids", hint: None })?);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(Some(ids))
+}
+
 /// A whole number within a range; null means its default.
 pub fn number(
     args: &Args,

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::pg::call::Value;
-use crate::pg::table::Record;
+use crate::pg::table::{self, Record, RowExclusiveLock};
 use crate::pg::{clock, spi, user};
 use crate::queue::column;
 use crate::queue::resolve::{self, For, Queue};
@@ -81,11 +81,53 @@ fn as_owner<R>(relation: u32, f: impl FnOnce() -> R) -> R {
     user::acting_as(user::owner(relation), f)
 }
 
+/// The dead-letter queue, if there is (still) one. One that is gone leaves the archive.
+fn target(queue: &Queue) -> Option<(u32, String)> {
+    let oid = queue.settings.dead_letter_queue?;
+    let name = user::relation_name(oid)?;
+    (resolve::find_table(&name) == Some(oid)).then_some((oid, name))
+}
+
+/// Locks the table that a queue's failures go to, for one who does not wait. False: somebody is in the way.
+pub fn try_lock_target(queue: &Queue) -> bool {
+    table::try_lock(target(queue).map_or(queue.archive, |(oid, _)| oid), RowExclusiveLock)
+}
+
+/// The headers of a dead letter, made of a message's headers `$3` and what is to be known of the failure, `d.letter`.
+/// Keys stay where they are; what has none is kept inside, and so is an earlier failure's `dead_letter`.
+const HEADERS: &str = "CASE \
+    WHEN $3 IS NULL THEN pg_catalog.jsonb_build_object('dead_letter', d.letter) \
+    WHEN pg_catalog.jsonb_typeof($3) OPERATOR(pg_catalog.<>) 'object' OR $3 OPERATOR(pg_catalog.=) '{}' \
+    THEN pg_catalog.jsonb_build_object('dead_letter', \
+      d.letter OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('headers', $3)) \
+    WHEN $3 OPERATOR(pg_catalog.?) 'dead_letter' \
+    THEN $3 OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('dead_letter', \
+      d.letter OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('dead_letter', \
+        $3 OPERATOR(pg_catalog.->) 'dead_letter')) \
+    ELSE $3 OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('dead_letter', d.letter) END";
+
+/// The name of the queue that a dead letter with headers `headers` comes from; null for a message that is none.
+pub const SOURCE: &str =
+    "CASE WHEN pg_catalog.jsonb_typeof(headers OPERATOR(pg_catalog.#>) '{dead_letter,queue}') \
+    OPERATOR(pg_catalog.=) 'string' THEN headers OPERATOR(pg_catalog.#>>) '{dead_letter,queue}' END";
+
+/// The way back from [`HEADERS`]: what the headers `$3` of a dead letter were before. Those of a message that is no
+/// dead letter stay as they are.
+pub const HEADERS_BEFORE: &str = "CASE \
+    WHEN pg_catalog.jsonb_typeof($3 OPERATOR(pg_catalog.#>) '{dead_letter,queue}') OPERATOR(pg_catalog.=) 'string' \
+    THEN CASE \
+      WHEN ($3 OPERATOR(pg_catalog.->) 'dead_letter') OPERATOR(pg_catalog.?) 'headers' \
+      THEN $3 OPERATOR(pg_catalog.#>) '{dead_letter,headers}' \
+      WHEN ($3 OPERATOR(pg_catalog.->) 'dead_letter') OPERATOR(pg_catalog.?) 'dead_letter' \
+      THEN $3 OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('dead_letter', \
+        $3 OPERATOR(pg_catalog.#>) '{dead_letter,dead_letter}') \
+      WHEN ($3 OPERATOR(pg_catalog.-) 'dead_letter') OPERATOR(pg_catalog.<>) '{}' \
+      THEN $3 OPERATOR(pg_catalog.-) 'dead_letter' END \
+    ELSE $3 END";
+
 /// Moves a message that was deleted to where its queue's failures go. Returns `dead_lettered` or `archived`.
 pub fn bury(queue: &Queue, row: Copied, reason: &str, error: Option<&str>) -> Result<&'static str> {
-    // A dead-letter queue that is gone leaves the archive.
-    let target = queue.settings.dead_letter_queue.and_then(|oid| Some((oid, user::relation_name(oid)?)));
-    let Some((_, target)) = target.filter(|(oid, name)| resolve::find_table(name) == Some(*oid)) else {
+    let Some((_, target)) = target(queue) else {
         archive_with(queue, row, reason, error)?;
         return Ok("archived");
     };
@@ -93,13 +135,9 @@ pub fn bury(queue: &Queue, row: Copied, reason: &str, error: Option<&str>) -> Re
     let last_error = error.map_or(v[column::LAST_ERROR - 1], Value::of);
     let statement = format!(
         "INSERT INTO queue.{} (priority, group_key, headers, message, last_error) \
-         SELECT $1, $2, \
-           CASE pg_catalog.jsonb_typeof($3) WHEN 'object' THEN $3 OPERATOR(pg_catalog.||) d.letter \
-             ELSE CASE WHEN $3 IS NULL THEN d.letter \
-               ELSE d.letter OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('headers', $3) END END, \
-           $4, $5 \
-         FROM (SELECT pg_catalog.jsonb_build_object('dead_letter', pg_catalog.jsonb_build_object( \
-           'queue', $6, 'msg_id', $7, 'reason', $8, 'error', $5, 'at', $9, 'delivery_count', $10))) AS d (letter)",
+         SELECT $1, $2, {HEADERS}, $4, $5 \
+         FROM (SELECT pg_catalog.jsonb_build_object( \
+           'queue', $6, 'msg_id', $7, 'reason', $8, 'error', $5, 'at', $9, 'delivery_count', $10)) AS d (letter)",
         spi::quoted(&target)
     );
     let types = [

@@ -151,17 +151,22 @@ pub fn finish(
 }
 
 /// A message to be finished, by its place in the call.
-struct Target {
+pub struct Target {
     place: usize,
-    msg_id: i64,
-    tid: Tid,
+    /// Its id.
+    pub msg_id: i64,
+    /// Where its row was when last heard of.
+    pub tid: Tid,
     count: u32,
-    is_pinned: bool,
+    /// This transaction has sent it.
+    pub is_own: bool,
+    /// It is pinned; else it is this transaction's own, or could have no slot.
+    pub is_pinned: bool,
 }
 
-/// Finishes (at most [`CHUNK_MAX`]) messages; says of each whether it was.
-fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: bool) -> Result<Vec<bool>> {
-    let mut finished = vec![false; ids.len()];
+/// Those of (at most [`CHUNK_MAX`]) messages that this call may finish: pinned, or this transaction's own. `cancel`:
+/// only what nobody holds. Own ones come first, both kinds in the order of `ids`.
+pub fn targets(queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool) -> Result<(QueueRef, Vec<Target>)> {
     let mut others = Vec::with_capacity(ids.len());
     let mut targets = Vec::with_capacity(ids.len());
     for (place, (msg_id, lease_id)) in ids.iter().enumerate() {
@@ -169,25 +174,30 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
             Own::No => others.push((place, (*msg_id, *lease_id))),
             Own::Yes(_, held) if cancel && held != 0 => {}
             Own::Yes(Row { tid, count, .. }, _) => {
-                targets.push(Target { place, msg_id: *msg_id, tid, count, is_pinned: false });
+                targets.push(Target { place, msg_id: *msg_id, tid, count, is_own: true, is_pinned: false });
             }
             Own::Lost => {}
         }
     }
-    let own_len = targets.len();
-    let mut at = queue.at();
-    if !others.is_empty() {
-        let (places, ids): (Vec<usize>, Vec<_>) = others.into_iter().unzip();
-        let (pinned_at, held) = pin(queue, &ids, cancel)?;
-        at = pinned_at;
-        // What is held is in the order of what was asked for.
-        let mut places = places.into_iter().zip(ids);
-        for Held { msg_id, pinned } in held {
-            let Some((place, _)) = places.find(|(_, (id, _))| *id == msg_id) else { break };
-            let (tid, count) = pinned.map_or((Tid::default(), 0), |p| (p.tid, p.count));
-            targets.push(Target { place, msg_id, tid, count, is_pinned: pinned.is_some() });
-        }
+    if others.is_empty() {
+        return Ok((queue.at(), targets));
     }
+    let (places, ids): (Vec<usize>, Vec<_>) = others.into_iter().unzip();
+    let (at, held) = pin(queue, &ids, cancel)?;
+    // What is held is in the order of what was asked for.
+    let mut places = places.into_iter().zip(ids);
+    for Held { msg_id, pinned } in held {
+        let Some((place, _)) = places.find(|(_, (id, _))| *id == msg_id) else { break };
+        let (tid, count) = pinned.map_or((Tid::default(), 0), |p| (p.tid, p.count));
+        targets.push(Target { place, msg_id, tid, count, is_own: false, is_pinned: pinned.is_some() });
+    }
+    Ok((at, targets))
+}
+
+/// Finishes (at most [`CHUNK_MAX`]) messages; says of each whether it was.
+fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: bool) -> Result<Vec<bool>> {
+    let mut finished = vec![false; ids.len()];
+    let (at, targets) = targets(queue, ids, cancel)?;
     if targets.is_empty() {
         return Ok(finished);
     }
@@ -196,7 +206,7 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
     let Some(table) = Table::open(queue.relation, None) else {
         return Err(Error::QueueUnknown { queue: queue.name.clone() });
     };
-    for Target { place, msg_id, tid, count, is_pinned } in &targets {
+    for Target { place, msg_id, tid, count, is_pinned, .. } in &targets {
         // A row that is not there: the pin stays until the end of the transaction. If this transaction itself
         // deleted the row and rolls back, the message is where it was.
         let Some(record) = find(queue, &table, *tid, *msg_id, &snapshot) else { continue };
@@ -215,7 +225,7 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
     crate::wait_point!("finish-deleted");
     table.close(None, true);
     snapshot.done();
-    for own in &targets[..own_len] {
+    for own in targets.iter().filter(|target| target.is_own) {
         if finished[own.place] {
             journal::own_set(queue.relation, own.msg_id, OwnThen::Finish)?;
         }

@@ -3,9 +3,10 @@
 //! A message's way: [`send`] writes the row; at commit [`journal`] publishes it to the dispatcher; [`take`]
 //! leases it and fetches its row, after [`load`] has brought in what has no slot; [`finish`] pins it and deletes
 //! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
-//! transaction sees of its own sends, [`wait`] how one sleeps until there is something, [`lease`] what brings leases to the tables and back. [`resolve`] knows which table a
-//! queue's name means, [`admin`] makes and changes queues, [`dead_letter`] moves what failed for good, [`peek`]
-//! looks, [`schedule`] sends at times that [`schedule_rule`] tells.
+//! transaction sees of its own sends, [`wait`] how one sleeps until there is something, [`lease`] what brings leases
+//! to the tables and back. [`resolve`] knows which table a queue's name means, [`admin`] makes and changes queues,
+//! [`dead_letter`] moves what failed for good, [`redrive`] brings it back, [`peek`] looks, [`schedule`] sends at times
+//! that [`schedule_rule`] tells.
 
 pub mod admin;
 pub mod args;
@@ -17,6 +18,7 @@ pub mod lease;
 pub mod load;
 pub mod overlay;
 pub mod peek;
+pub mod redrive;
 pub mod resolve;
 pub mod retry;
 pub mod schedule;

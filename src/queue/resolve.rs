@@ -126,9 +126,11 @@ pub enum For {
     Retry,
     /// `finish`: into the archive.
     Archive,
+    /// `redrive`: a dead letter comes back.
+    Redrive,
 }
 
-const PLANS: usize = 4;
+const PLANS: usize = 5;
 
 thread_local! {
     static CACHE: RefCell<HashMap<String, Rc<Queue>>> = RefCell::new(HashMap::new());
@@ -388,7 +390,7 @@ impl Queue {
         if !user::has_rights(self.relation, rights) {
             return Err(Error::Denied { action, queue: self.name.clone(), needs: needs.to_owned() });
         }
-        if rights.contains(&Right::Select) || rights.contains(&Right::Delete) {
+        if [Right::Select, Right::Delete, Right::Truncate].iter().any(|right| rights.contains(right)) {
             self.check_row_security(action)?;
         }
         Ok(())

@@ -380,26 +380,26 @@ pub fn delete_at_once(
 }
 
 /// For the worker: moves messages that had their last delivery, pinned by it, to where failures go. What
-/// another transaction is at is left for later. Returns how many were moved.
+/// another transaction is at is left for later. Returns how many were left.
 pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Taken]) -> Result<usize> {
     let snapshot = Snapshot::latest();
     let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
-    let mut moved = 0;
+    let mut left = 0;
     for one in pinned {
         let found = super::take::find(queue, &table, one.tid, one.msg_id, &snapshot);
         let Some(record) = found else { continue };
         match delete_at_once(queue, &table, &record, one.msg_id, &snapshot) {
             Deleted::Ok => {
                 dead_letter::bury(queue, dead_letter::copy(&record, one.count), "max_deliveries", None)?;
-                moved += 1;
             }
             Deleted::Gone => {}
             Deleted::Moved | Deleted::Busy | Deleted::Kept => {
                 finish::unpin(at, one.msg_id)?;
+                left += 1;
             }
         }
     }
     table.close(None, true);
     snapshot.done();
-    Ok(moved)
+    Ok(left)
 }

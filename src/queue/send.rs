@@ -48,7 +48,8 @@ fn ttl_us(value: Value) -> Result<Option<i64>> {
 /// What to do where a message is null.
 pub const MESSAGE_HINT: &str = "To send JSON null, write 'null'::jsonb.";
 
-fn no_trigger(queue: &Queue) -> Error {
+/// The error of an INSERT that the queue's trigger has not seen.
+pub fn no_trigger(queue: &Queue) -> Error {
     Error::Broken {
         queue: queue.name.clone(),
         detail: "Its trigger \"pg_queue_change\" is missing or disabled, so the message would not be noticed."

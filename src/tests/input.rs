@@ -123,6 +123,8 @@ mod tests {
             "queue_extend_batch('none', '{1}')",
             "queue_cancel('none', 1)",
             "queue_peek('none')",
+            "queue_redrive('none')",
+            "queue_unarchive('none')",
         ] {
             fails(&format!("SELECT * FROM {call}")).is_unknown_queue("none");
         }
@@ -132,8 +134,6 @@ mod tests {
     fn function_that_is_not_built_says_so() {
         run("SELECT queue_create('q')");
         for statement in [
-            "SELECT queue_redrive('q')",
-            "SELECT queue_unarchive('q')",
             "SELECT queue_limit('q')",
             "SELECT queue_limit('q', 1, 1, 1, true)",
             "SELECT * FROM queue_stats()",
@@ -142,7 +142,7 @@ mod tests {
             "SELECT * FROM queue_leases('q')",
             "SELECT * FROM queue_health()",
             "CALL queue_wait('{q}', '1 s')",
-            "SELECT queue_redrive(NULL)",
+            "SELECT queue_limit(NULL)",
         ] {
             fails(statement).is("0A000", "this function is not supported by this version of pg_queue", "", "");
         }

@@ -19,6 +19,7 @@ mod peek;
 mod plain_sql;
 mod privileges;
 mod read;
+mod redrive;
 mod retry;
 mod savepoint;
 mod schedule;

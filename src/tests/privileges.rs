@@ -31,12 +31,14 @@ mod tests {
         "queue_send_entries('q', '[{\"message\": 2}]')",
     ];
 
-    const ADMIN: [(&str, &str, &str); 5] = [
+    const ADMIN: [(&str, &str, &str); 7] = [
         ("queue_alter('q', max_deliveries => 1)", "alter", "ownership of its table"),
         ("queue_drop('q', true)", "drop", "ownership of its table"),
         ("queue_purge('q')", "purge", "TRUNCATE on its table"),
         ("queue_pause('q')", "pause", "TRUNCATE on its table"),
         ("queue_resume('q')", "resume", "TRUNCATE on its table"),
+        ("queue_redrive('q')", "redrive messages of", "TRUNCATE on its table"),
+        ("queue_unarchive('q')", "bring back archived messages of", "TRUNCATE on its table"),
     ];
 
     fn set_up() {

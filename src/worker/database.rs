@@ -13,35 +13,53 @@ use crate::pg::call::Value;
 use crate::pg::shmem::Request;
 use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
-use crate::queue::{finish, journal, load, resolve, retry};
+use crate::queue::{dead_letter, journal, load, resolve, retry};
 use crate::settings;
 use crate::worker::schedules::Schedules;
 use crate::worker::{expiry, leases, notify, survey};
 use pgrx::pg_sys;
 use queue_dispatch::{QueueRef, Taken, Tick, NEVER_US, NIL};
+use std::cell::Cell;
 use std::collections::HashMap;
 
 /// Messages moved away per transaction.
 const MOVE_MAX: usize = 100;
-/// Messages that could not be moved, because another transaction is at them, are tried again after this long;
-/// where it failed, after twice as long each time, up to the second.
+/// Attempts of one turn that fail before there is a pause: each is a line in the server's log.
+const FAILED_MAX: usize = MOVE_MAX;
+/// The pause after a turn in which messages had to be left, in microseconds: at first and at most, for it doubles from
+/// turn to turn. Left because another transaction is at them, or a trigger keeps them:
+const LEFT_PAUSE_US: (i64, i64) = (50_000, 1_000_000);
+/// Left because moving them failed:
+const FAILED_PAUSE_US: (i64, i64) = (1_000_000, 60_000_000);
+/// Work that met a lock is tried again after this long, microseconds.
 const POSTPONE_US: i64 = 50_000;
-const POSTPONE_MAX_US: i64 = 60_000_000;
 
-/// A queue whose exhausted messages could not be moved.
-#[derive(Clone, Copy)]
-struct Delay {
+/// A turn through the exhausted messages of a queue, in the order of their ids, a transaction at a time. What cannot
+/// be moved is passed by, so that it does not keep what is behind it, and is tried again in the next turn, after a
+/// pause.
+struct Turn {
+    /// Where to go on.
+    from: i64,
     /// Nothing is tried before this.
     until_us: i64,
     /// How long the last pause was.
     pause_us: i64,
-    /// After a failure each message is moved by itself, so that one that cannot be (its dead-letter table has a
-    /// constraint, say) does not keep the others; so many have failed in this turn.
-    failed: Option<usize>,
+    /// Some had to be left.
+    has_left: bool,
+    /// So many attempts have failed since the last pause.
+    failed: usize,
+    /// Below this id messages are moved one by one: moving them together has failed, and one that cannot be moved (its
+    /// dead-letter table has a constraint, say) must not keep the others.
+    single_below: i64,
+}
+
+impl Turn {
+    const NEW: Turn =
+        Turn { from: i64::MIN, until_us: 0, pause_us: 0, has_left: false, failed: 0, single_below: i64::MIN };
 }
 
 /// By table.
-type Postponed = HashMap<u32, Delay>;
+type Turns = HashMap<u32, Turn>;
 
 /// A new queue whose table is locked is looked at again after this long, microseconds.
 const LOOK_AGAIN_US: i64 = 1_000_000;
@@ -82,7 +100,7 @@ pub fn main(database: u32) {
         worker::end();
     }
     let wait_event = latch::wait_event(c"QueueWorker");
-    let mut postponed = Postponed::new();
+    let mut turns = Turns::new();
     let mut archives = expiry::Archives::default();
     let mut prepared_us = 0;
     let mut schedules = Schedules::new();
@@ -106,7 +124,7 @@ pub fn main(database: u32) {
             schedules.fire();
         }
         let next_us = prepared_us.min(schedules.due_us()).min(archives.trim());
-        latch::sleep(round(database, next_us, &mut postponed), wait_event);
+        latch::sleep(round(database, next_us, &mut turns), wait_event);
     }
 }
 
@@ -155,7 +173,7 @@ fn tell_idle(database: u32) {
 
 /// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds,
 /// -1 for ever.
-fn round(database: u32, next_us: i64, postponed: &mut Postponed) -> i64 {
+fn round(database: u32, next_us: i64, turns: &mut Turns) -> i64 {
     let mut next_us = next_us;
     let mut from = 0;
     let (mut to_flush, mut to_notify): (Vec<(QueueRef, u32)>, Vec<(QueueRef, u32)>) = (Vec::new(), Vec::new());
@@ -167,7 +185,7 @@ fn round(database: u32, next_us: i64, postponed: &mut Postponed) -> i64 {
         if let Some(tick) = tick {
             next_us = next_us.min(tick.next_us);
             if tick.load || tick.scan || tick.exhausted > 0 {
-                next_us = next_us.min(serve(database, &tick, postponed));
+                next_us = next_us.min(serve(database, &tick, turns));
             }
             if tick.flush {
                 to_flush.push((tick.queue, tick.relation));
@@ -204,7 +222,7 @@ fn round(database: u32, next_us: i64, postponed: &mut Postponed) -> i64 {
 }
 
 /// What one queue asks for. Returns when it must be looked at again.
-fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
+fn serve(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
     let later_us = || clock::now().mono_us + POSTPONE_US;
     let mut next_us = NEVER_US;
     if tick.load || tick.scan {
@@ -227,75 +245,75 @@ fn serve(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
         }
     }
     if tick.exhausted == 0 {
-        postponed.remove(&tick.relation);
+        turns.remove(&tick.relation);
         return next_us;
     }
-    next_us.min(move_away(database, tick, postponed))
+    next_us.min(move_away(database, tick, turns))
 }
 
-/// What came of an attempt to move exhausted messages.
-enum Moved {
-    All,
-    /// Some are another transaction's concern, or a trigger keeps them.
-    NotAll,
-    /// Each of those that failed has been tried.
-    TurnOver,
-}
-
-/// Moves exhausted messages of a queue. Returns when to go on.
-fn move_away(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
-    let before = postponed.get(&tick.relation).copied();
-    if let Some(delay) = before.filter(|delay| delay.until_us > clock::now().mono_us) {
-        return delay.until_us;
+/// Goes on with the turn through a queue's exhausted messages. Returns when to go on.
+fn move_away(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
+    let turn = turns.entry(tick.relation).or_insert(Turn::NEW);
+    if turn.until_us > clock::now().mono_us {
+        return turn.until_us;
     }
-    let failed = before.and_then(|delay| delay.failed);
-    let moved = worker::transaction("moving exhausted messages", || {
+    let most = if turn.from < turn.single_below { 1 } else { MOVE_MAX };
+    let (left, next) = attempt(database, tick, turn.from, most);
+    let now_us = clock::now().mono_us;
+    if left.is_none() {
+        turn.failed += 1;
+        if most > 1 {
+            turn.single_below = next.unwrap_or(i64::MAX);
+            return now_us;
+        }
+    }
+    turn.has_left |= left.is_some_and(|left| left > 0);
+    turn.from = next.unwrap_or(i64::MIN);
+    if next.is_some() && turn.failed < FAILED_MAX {
+        return now_us;
+    }
+    let (shortest_us, longest_us) = match (turn.failed, turn.has_left) {
+        (0, false) => {
+            turns.remove(&tick.relation);
+            return now_us; // there may be new ones
+        }
+        (0, true) => LEFT_PAUSE_US,
+        _ => FAILED_PAUSE_US,
+    };
+    let pause_us = (2 * turn.pause_us).clamp(shortest_us, longest_us);
+    let until_us = now_us + pause_us;
+    *turn = match next {
+        None => Turn { until_us, pause_us, ..Turn::NEW },
+        Some(from) => Turn { from, until_us, pause_us, failed: 0, ..*turn },
+    };
+    until_us
+}
+
+/// Moves up to `most` exhausted messages, from id `from` on. Returns how many had to be left (`None`: it failed), and
+/// the id behind all of them; `None`: these were the last, or it did not get that far.
+fn attempt(database: u32, tick: &Tick, from: i64, most: usize) -> (Option<usize>, Option<i64>) {
+    let reached = Cell::new(None);
+    let left = worker::transaction("moving exhausted messages", || {
         let queue = match open(database, tick, RowExclusiveLock)? {
-            Opened::Yes(queue) => queue,
-            Opened::Gone => return Ok(Moved::All),
-            Opened::Locked => return Ok(Moved::NotAll),
+            Opened::Yes(queue) if dead_letter::try_lock_target(&queue) => queue,
+            Opened::Gone => return Ok(0),
+            Opened::Yes(_) | Opened::Locked => return Ok(1),
         };
+        // What a table's owner put there may wait for others all the same: a unique index does.
+        spi::run("SELECT pg_catalog.set_config('lock_timeout', '1s', true)", &[], &[]);
         let mut taken = [Taken::default(); MOVE_MAX];
         journal::reserve(MOVE_MAX)?;
         let me = latch::my_proc();
-        let (count, at) = queue.with(|arena, at, _, fx| (arena.exhausted_pin(at, me, &mut taken, fx), at))?;
+        let ((count, next), at) =
+            queue.with(|arena, at, _, fx| (arena.exhausted_pin(at, from, me, &mut taken[..most], fx), at))?;
         for one in &taken[..count] {
             journal::pinned(at, one.msg_id);
         }
+        reached.set(next);
         crate::wait_point!("move-pinned");
-        let mine = match failed {
-            None => &taken[..count],
-            Some(failed) => {
-                let mine = failed.min(count)..(failed + 1).min(count);
-                for (i, one) in taken[..count].iter().enumerate() {
-                    if !mine.contains(&i) {
-                        finish::unpin(at, one.msg_id)?;
-                    }
-                }
-                &taken[mine]
-            }
-        };
-        if mine.is_empty() && count > 0 {
-            return Ok(Moved::TurnOver);
-        }
-        let moved = retry::bury_exhausted(&queue, at, mine)?;
-        Ok(if moved == mine.len() { Moved::All } else { Moved::NotAll })
+        retry::bury_exhausted(&queue, at, &taken[..count])
     });
-    let now_us = clock::now().mono_us;
-    let last_us = before.map_or(0, |delay| delay.pause_us);
-    let grown_us = (last_us * 2).clamp(20 * POSTPONE_US, POSTPONE_MAX_US);
-    let (pause_us, keep_us, failed) = match (moved, failed) {
-        (Some(Moved::All), None) => {
-            postponed.remove(&tick.relation);
-            return now_us; // there may be more
-        }
-        (Some(Moved::All), Some(failed)) => (0, last_us, Some(failed)),
-        (Some(Moved::NotAll), None) => (POSTPONE_US, last_us, None),
-        (Some(Moved::TurnOver), _) => (grown_us, grown_us, Some(0)),
-        (Some(Moved::NotAll) | None, failed) => (0, last_us, Some(failed.map_or(0, |failed| failed + 1))),
-    };
-    postponed.insert(tick.relation, Delay { until_us: now_us + pause_us, pause_us: keep_us, failed });
-    now_us + pause_us
+    (left, reached.get())
 }
 
 /// What came of opening a queue.
@@ -349,6 +367,9 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
             Opened::Locked => return Ok(false),
         };
         let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
+        if !table::try_lock(queue.archive, AccessShareLock) {
+            return Ok(false);
+        }
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
         let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
         let look = || {

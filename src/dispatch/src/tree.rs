@@ -138,6 +138,21 @@ pub(crate) fn first(slots: &[Slot], root: u32) -> u32 {
     here
 }
 
+/// The slot with the lowest id that is not below `from`, of a tree ordered by id, or NIL.
+pub(crate) fn first_from(slots: &[Slot], root: u32, from: i64) -> u32 {
+    let (mut here, mut found) = (root, NIL);
+    while here != NIL {
+        let slot = &slots[here as usize];
+        if slot.msg_id >= from {
+            found = here;
+            here = slot.left;
+        } else {
+            here = slot.right;
+        }
+    }
+    found
+}
+
 /// Takes the slot with the lowest key out; NIL if there is none.
 pub(crate) fn pop_first(slots: &mut [Slot], root: &mut u32) -> u32 {
     if *root == NIL {

@@ -310,18 +310,27 @@ impl Arena<'_> {
         }
     }
 
-    /// Pins up to `out.len()` exhausted messages for the worker to move away; returns how many. Those that are
-    /// not exhausted any more, because the limit was raised, become ready instead; they count as work, so a
-    /// short answer does not mean that none is left.
-    pub fn exhausted_pin(&mut self, queue: QueueRef, owner: u32, out: &mut [Taken], fx: &mut Effects) -> usize {
-        let Some(q) = self.index_of(queue) else { return 0 };
+    /// Pins up to `out.len()` exhausted messages, from id `from` on, for the worker to move away. Returns how many,
+    /// and the id to go on from; `None`: there are no more. Those that are not exhausted any more, because the limit
+    /// was raised, become ready instead; they count as work, so a short answer does not mean that none is left.
+    pub fn exhausted_pin(
+        &mut self,
+        queue: QueueRef,
+        from: i64,
+        owner: u32,
+        out: &mut [Taken],
+        fx: &mut Effects,
+    ) -> (usize, Option<i64>) {
+        let Some(q) = self.index_of(queue) else { return (0, None) };
         let policy = self.queues[q as usize].policy;
-        let mut pinned = 0;
+        let (mut pinned, mut next) = (0, Some(from));
         for _ in 0..out.len().min(crate::CHUNK_MAX) {
-            let slot = tree::first(self.slots, self.queues[q as usize].exhausted);
+            let slot = tree::first_from(self.slots, self.queues[q as usize].exhausted, from);
             if slot == NIL {
+                next = None;
                 break;
             }
+            next = self.slots[slot as usize].msg_id.checked_add(1);
             self.unfile(slot);
             if !policy.is_exhausted(self.slots[slot as usize].count) {
                 self.file_ready(slot, fx);
@@ -341,6 +350,6 @@ impl Arena<'_> {
             pinned += 1;
         }
         self.room_made(fx); // in the window of the exhausted
-        pinned
+        (pinned, next)
     }
 }

@@ -567,26 +567,43 @@ impl World {
         assert!(arena.worker_sleep(DATABASE, next_us) <= next_us);
     }
 
+    /// A turn through a queue's exhausted messages: each is tried once, and what is left is another's concern.
     fn move_exhausted(&mut self, q: usize) {
         let at = self.refs[q];
-        let mut out = [Taken::default(); 3];
-        let mut fx = Effects::new();
-        let pinned = self.memory.arena().exhausted_pin(at, WORKER, &mut out, &mut fx);
-        for one in &out[..pinned] {
-            assert!(!self.is_held(q, one.msg_id), "moved away under a lease");
-            assert!(!self.is_pinned(q, one.msg_id), "moved away under a pin");
-            let mut arena = self.memory.arena();
-            if self.locked.contains(&(q, one.msg_id)) {
-                arena.pin_undo(at, one.msg_id, WORKER, self.now, &mut fx);
-            } else if self.tables[q].contains_key(&one.msg_id) && one.count >= self.policy[q].max_deliveries {
-                self.tables[q].remove(&one.msg_id);
-                self.finished.insert((q, one.msg_id));
-                arena.pin_finish(at, one.msg_id, WORKER, &mut fx);
-            } else {
-                arena.pin_drop(at, one.msg_id, WORKER, &mut fx);
+        let (mut from, mut left) = (Some(i64::MIN), 0);
+        while let Some(id) = from {
+            let mut out = [Taken::default(); 3];
+            let mut fx = Effects::new();
+            let (pinned, next) = self.memory.arena().exhausted_pin(at, id, WORKER, &mut out, &mut fx);
+            assert!(next.is_none_or(|next| next > id), "the turn goes on");
+            for one in &out[..pinned] {
+                assert!(one.msg_id >= id && next.is_none_or(|next| one.msg_id < next), "each is tried once");
+                left += usize::from(!self.move_one(q, at, *one, &mut fx));
             }
+            self.wake(&fx);
+            from = next;
         }
-        self.wake(&fx);
+        let lengths = self.memory.arena().lengths(at).unwrap_or_default();
+        assert_eq!(lengths[3] as usize, left, "those that can be moved are, whatever is before them");
+    }
+
+    /// Moves a message that the worker has pinned, unless its row is another's concern; whether it did.
+    fn move_one(&mut self, q: usize, at: QueueRef, one: Taken, fx: &mut Effects) -> bool {
+        assert!(!self.is_held(q, one.msg_id), "moved away under a lease");
+        assert!(!self.is_pinned(q, one.msg_id), "moved away under a pin");
+        let mut arena = self.memory.arena();
+        if self.locked.contains(&(q, one.msg_id)) {
+            arena.pin_undo(at, one.msg_id, WORKER, self.now, fx);
+            return false;
+        }
+        if self.tables[q].contains_key(&one.msg_id) && one.count >= self.policy[q].max_deliveries {
+            self.tables[q].remove(&one.msg_id);
+            self.finished.insert((q, one.msg_id));
+            arena.pin_finish(at, one.msg_id, WORKER, fx);
+        } else {
+            arena.pin_drop(at, one.msg_id, WORKER, fx);
+        }
+        true
     }
 
     /// Reads one and finishes it in one go; `b` lends its load. True if there was one.

@@ -551,11 +551,39 @@ fn exhausted_pin_after_the_limit_was_raised_makes_ready_again() {
     d.publish_row(Row { count: 20, ..row(1) }, Change::Insert);
     assert_eq!(d.state(1), Some(State::Exhausted));
     let (queue, mut out) = (d.queue, [Taken::default(); 4]);
-    assert_eq!(d.memory.arena().exhausted_pin(queue, WORKER, &mut out, &mut d.fx), 1);
+    assert_eq!(d.memory.arena().exhausted_pin(queue, i64::MIN, WORKER, &mut out, &mut d.fx), (1, None));
     d.undo(1, WORKER);
     d.reconfigure(Policy { max_deliveries: 0, ..Policy::DEFAULT });
-    assert_eq!(d.memory.arena().exhausted_pin(queue, WORKER, &mut out, &mut d.fx), 0);
+    assert_eq!(d.memory.arena().exhausted_pin(queue, i64::MIN, WORKER, &mut out, &mut d.fx), (0, None));
     assert_eq!(d.take_one().msg_id, 1);
+}
+
+#[test]
+fn exhausted_pin_goes_on_behind_what_could_not_be_moved() {
+    let mut d = Desk::new(64, 2, 32);
+    for id in [7, 1, 5, 9, 3, i64::MIN] {
+        d.publish_row(Row { count: 20, ..row(id) }, Change::Insert);
+    }
+    let queue = d.queue;
+    let (mut from, mut turn) = (Some(i64::MIN), Vec::new());
+    while let Some(id) = from {
+        let mut out = [Taken::default(); 2];
+        let (pinned, next) = d.memory.arena().exhausted_pin(queue, id, WORKER, &mut out, &mut d.fx);
+        assert_eq!(d.arena().lengths(queue), Some([0, 0, 0, 6 - pinned as u32, pinned as u32]));
+        assert_eq!(d.memory.arena().exhausted_pin(queue, id, WORKER, &mut [], &mut d.fx), (0, Some(id)));
+        for one in &out[..pinned] {
+            turn.push(one.msg_id);
+            d.undo(one.msg_id, WORKER); // it could not be moved
+        }
+        d.arena().check().unwrap();
+        from = next;
+    }
+    assert_eq!(turn, [i64::MIN, 1, 3, 5, 7, 9]);
+    // In the next turn they come again, and one that is pinned by somebody else is passed by.
+    d.pin(3, Fence::Any, 5);
+    let mut out = [Taken::default(); 8];
+    assert_eq!(d.memory.arena().exhausted_pin(queue, 2, WORKER, &mut out, &mut d.fx), (3, None));
+    assert_eq!(out[..3].iter().map(|one| one.msg_id).collect::<Vec<_>>(), [5, 7, 9]);
 }
 
 // ---- load --------------------------------------------------------------------------------------------------

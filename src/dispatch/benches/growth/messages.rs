@@ -324,7 +324,7 @@ fn exhausted_pin(w: &mut World, _: usize) -> (usize, Duration) {
     let graves = w.graves;
     let mut pinned = [Taken::default(); 100];
     let (mut arena, fx) = w.open();
-    let took = time(|| assert_eq!(arena.exhausted_pin(graves, BACKEND, &mut pinned, fx), 100));
+    let took = time(|| assert_eq!(arena.exhausted_pin(graves, i64::MIN, BACKEND, &mut pinned, fx).0, 100));
     let mut unused = Effects::new(); // it wakes the worker
     pinned.iter().for_each(|one| arena.pin_undo(graves, one.msg_id, BACKEND, NOW, &mut unused));
     (1, took)
