@@ -376,6 +376,28 @@ fn fast_shutdown_under_load_is_done_at_once() {
     times.check(AT_ONCE);
 }
 
+#[test]
+fn move_waits_for_no_lock_on_where_the_message_goes() {
+    for (dead_letter_queue, target) in [("dead", "queue.dead"), ("", "queue_archive.m")] {
+        let database = database_with(&["dead", "other"]);
+        let (mut client, mut locker) = (session(&database), session(&database));
+        let create = "SELECT queue_create('m', max_deliveries => 1, dead_letter_queue => $1)";
+        client.execute(create, &[&dead_letter_queue]).unwrap();
+        send(&mut client, "m", 7);
+        worker_pid(&database);
+        locker.batch_execute(&format!("BEGIN; LOCK TABLE {target}")).unwrap();
+        assert_eq!(read_for(&mut client, "m", 1, "200 ms").len(), 1);
+        // A witness that is due later than the lease ends: the worker has met the lock by then.
+        send_delayed(&mut client, "other", "400 ms");
+        assert_eq!(read_awaited(&mut client, "other").count, 1);
+        assert_eq!(rows(&mut client, "m"), 1, "it could not be moved");
+        // As DROP EXTENSION does: one table after the other.
+        locker.batch_execute("SET LOCAL lock_timeout = '500 ms'; LOCK TABLE queue.m").unwrap();
+        locker.batch_execute("COMMIT").unwrap();
+        wait_until("it is moved", || rows(&mut client, "m") == 0);
+    }
+}
+
 // ---- Being there ----------------------------------------------------------------------------------------------
 
 /// Returns when the database has another worker than `old`.
@@ -505,8 +527,14 @@ fn worker_that_fails_again_and_again_comes_back_later_each_time() {
 
 #[test]
 fn terminated_launcher_comes_back_and_workers_serve_on() {
-    // Room for Postgres' own launcher, ours, and two workers: those that serve are not to be started anew.
-    let cluster = ClusterOptions::default().set("max_worker_processes", "4").start().unwrap();
+    // There is room for others; or only for Postgres' own launcher, ours, and the two workers.
+    for processes in ["8", "4"] {
+        serve_on_without_a_launcher(processes);
+    }
+}
+
+fn serve_on_without_a_launcher(processes: &str) {
+    let cluster = ClusterOptions::default().set("max_worker_processes", processes).start().unwrap();
     let (one, two) = (database_on(&cluster, &["q"]), database_on(&cluster, &["q"]));
     let workers = [worker_pid(&one), worker_pid(&two)];
     let mut admin = postgres(&cluster);
@@ -520,9 +548,7 @@ fn terminated_launcher_comes_back_and_workers_serve_on() {
                 launcher_pid(&mut admin).filter(|pid| *pid != launcher)
             })
         });
-        let mut client = session(&one);
         one.wait_until_backend_waits(launcher, "Extension", None);
-        client.batch_execute("BEGIN; DROP EXTENSION pg_queue; ROLLBACK").unwrap();
         works(&one);
         works(&two);
         assert_eq!([worker_pid(&one), worker_pid(&two)], workers, "they serve on");

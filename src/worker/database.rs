@@ -23,6 +23,10 @@ const MOVE_MAX: usize = 100;
 const POSTPONE_US: i64 = 50_000;
 const POSTPONE_MAX_US: i64 = 60_000_000;
 
+/// What the owner's triggers and constraints wait for is not ours to choose: it gives up before anybody's
+/// deadlock_timeout.
+const MOVE_LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500 ms'";
+
 /// A queue whose exhausted messages could not be moved.
 #[derive(Clone, Copy)]
 struct Delay {
@@ -207,6 +211,11 @@ fn move_away(database: u32, tick: &Tick, postponed: &mut Postponed) -> i64 {
             Opened::Gone => return Ok(Moved::All),
             Opened::Locked => return Ok(Moved::NotAll),
         };
+        let targets = [Some(queue.archive), queue.settings.dead_letter_queue];
+        if !targets.into_iter().flatten().all(|target| table::try_lock(target, RowExclusiveLock)) {
+            return Ok(Moved::NotAll);
+        }
+        spi::run(MOVE_LOCK_TIMEOUT, &[], &[]);
         let mut taken = [Taken::default(); MOVE_MAX];
         journal::reserve(MOVE_MAX)?;
         let me = latch::my_proc();
@@ -258,9 +267,16 @@ enum Opened {
     Locked,
 }
 
+/// Locks a table of the catalog without waiting. Who changes the extension may want a queue's table next, which we
+/// have locked.
+fn try_lock_catalog(name: &str, mode: u32) -> bool {
+    let catalog = user::schema(c"queue_catalog").and_then(|schema| user::relation(schema, name));
+    catalog.is_some_and(|catalog| table::try_lock(catalog, mode))
+}
+
 /// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
 fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
-    if !table::try_lock(tick.relation, mode) {
+    if !table::try_lock(tick.relation, mode) || !try_lock_catalog("queue", AccessShareLock) {
         return Ok(Opened::Locked);
     }
     // Moved to another schema it is a queue no more, whatever has its name now.
@@ -298,6 +314,9 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
             Opened::Gone => return Ok(true),
             Opened::Locked => return Ok(false),
         };
+        if !table::try_lock(queue.archive, AccessShareLock) {
+            return Ok(false);
+        }
         let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
         let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
@@ -353,6 +372,9 @@ fn enable_triggers(database: u32, tick: &Tick) -> bool {
 /// id. Returns when to look again.
 fn prepared() -> i64 {
     let found = worker::transaction("looking after prepared transactions", || {
+        if !try_lock_catalog("prepared", RowExclusiveLock) {
+            return Ok(true);
+        }
         // First the look, then the rows: a transaction that the look no longer shows is visible by then
         // (FinishPreparedTransaction in twophase.c).
         let open = spi::look(
