@@ -85,7 +85,9 @@ pub fn begin(database: u32) {
             pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
         }
     }
-    for (name, value) in SETTINGS {
+    // SAFETY: set by the postmaster before a worker's main function is called; its name is null-terminated.
+    let name = unsafe { std::ffi::CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_name.as_ptr()) };
+    for (name, value) in [(c"application_name", name)].iter().chain(SETTINGS) {
         // SAFETY: both are null-terminated and copied; each version knows all of its names.
         unsafe {
             pg_sys::SetConfigOption(
