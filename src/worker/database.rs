@@ -66,9 +66,10 @@ pub fn main(database: u32) {
                 arena.worker_set(database, NIL);
             }
         });
+        super::wake_launcher(); // which is not told of a worker that another one started
     });
     let me = latch::my_proc();
-    // A worker of a launcher that has died serves on and is not in the new one's books: it is woken and gives way.
+    // One that a launcher started and did not live to see may be here already: it is woken and gives way.
     let placed = shmem::with_arena(|arena, _, fx| {
         arena.worker_wake(database, fx);
         arena.worker_set(database, me)
@@ -94,13 +95,15 @@ pub fn main(database: u32) {
     }
 }
 
-/// Ends this worker if another has its place, or somebody needs the database for himself, or there is nothing to
-/// serve in it any more.
+/// Ends this worker if another has its place, or somebody needs the database for himself, or it has become one that
+/// gets no worker (a template, say), or there is nothing to serve in it any more.
 fn end_if_unwanted(database: u32) {
     let me = latch::my_proc();
     let is_replaced =
         matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != me);
-    if is_replaced || super::is_kept_away(database) {
+    let is_listed =
+        || worker::transaction("looking for databases", || Ok(worker::databases().contains(&database)));
+    if is_replaced || super::is_kept_away(database) || is_listed() == Some(false) {
         worker::end();
     }
     // If that cannot be told now, it is as it was.
