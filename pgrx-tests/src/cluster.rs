@@ -61,13 +61,14 @@ pub enum StopMode {
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
     conf: Vec<(String, String)>,
+    initdb: Vec<String>,
     preload: bool,
     durable: bool,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { conf: Vec::new(), preload: true, durable: false }
+        Self { conf: Vec::new(), initdb: Vec::new(), preload: true, durable: false }
     }
 }
 
@@ -75,6 +76,12 @@ impl ClusterOptions {
     /// A line for postgresql.conf; it wins over the harness's own.
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.conf.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// An argument for initdb.
+    pub fn initdb(mut self, argument: &str) -> Self {
+        self.initdb.push(argument.to_owned());
         self
     }
 
@@ -96,7 +103,32 @@ impl ClusterOptions {
     }
 
     pub fn start_on(self, tree: PgTree) -> Result<Cluster> {
-        Cluster::create(tree, ServerUser::detect()?, &self)
+        let cluster = self.create_on(tree)?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// A cluster that has not been started yet.
+    pub fn create_on(self, tree: PgTree) -> Result<Cluster> {
+        let cluster = Cluster::place(tree)?;
+        cluster.initdb(&self.initdb)?;
+        cluster.configure(&self)?;
+        Ok(cluster)
+    }
+
+    /// A hot standby that streams from `primary`; it returns when the standby takes connections.
+    pub fn start_standby_of(self, primary: &Cluster) -> Result<Cluster> {
+        let cluster = Cluster::place(primary.tree.clone())?;
+        let mut backup = cluster.user.command(cluster.tree.program("pg_basebackup"));
+        backup.args(["-U", "postgres", "--checkpoint=fast", "--wal-method=stream", "--no-sync", "-h"]);
+        run(backup.arg(primary.directory()).arg("-D").arg(cluster.data()), &cluster.tree)?;
+        let primary = format!("host={} user=postgres", primary.directory().display());
+        cluster.configure(&self.set("primary_conninfo", &primary))?;
+        let signal = cluster.data().join("standby.signal");
+        fs::write(&signal, "").with_context(|| format!("cannot write {}", signal.display()))?;
+        cluster.user.own(&signal)?;
+        cluster.start()?;
+        Ok(cluster)
     }
 
     fn conf_text(&self, directory: &Path) -> String {
@@ -141,7 +173,9 @@ impl Cluster {
         ClusterOptions::default().start()
     }
 
-    fn create(tree: PgTree, user: ServerUser, options: &ClusterOptions) -> Result<Self> {
+    /// A directory for a cluster, with nothing in it, and somebody who takes it away.
+    fn place(tree: PgTree) -> Result<Self> {
+        let user = ServerUser::detect()?;
         let directory = tempfile::Builder::new()
             .prefix("pgq-")
             .tempdir_in(BASE)
@@ -163,32 +197,19 @@ impl Cluster {
             databases: AtomicU32::new(0),
         };
         cluster.user.own(&cluster.directory)?;
-        cluster.initdb()?;
-        let conf = cluster.data().join("postgresql.auto.conf");
-        fs::write(&conf, options.conf_text(&cluster.directory))
-            .with_context(|| format!("cannot write {}", conf.display()))?;
-        cluster.start()?;
         Ok(cluster)
     }
 
-    fn initdb(&self) -> Result<()> {
-        let output = self
-            .user
-            .command(self.tree.program("initdb"))
-            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
-            .arg(self.data())
-            .output()
-            .with_context(|| format!("cannot run initdb of {}", self.tree.version))?;
-        if !output.status.success() {
-            bail!(
-                "initdb of {} failed ({}): {}{}",
-                self.tree.version,
-                output.status,
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(())
+    fn initdb(&self, arguments: &[String]) -> Result<()> {
+        let mut initdb = self.user.command(self.tree.program("initdb"));
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
+        run(initdb.args(arguments).arg("-D").arg(self.data()), &self.tree)
+    }
+
+    fn configure(&self, options: &ClusterOptions) -> Result<()> {
+        let conf = self.data().join("postgresql.auto.conf");
+        fs::write(&conf, options.conf_text(&self.directory))
+            .with_context(|| format!("cannot write {}", conf.display()))
     }
 
     /// Where the socket lies.
@@ -399,6 +420,23 @@ impl Drop for Cluster {
             eprintln!("cannot wait for the clean-up of {}: {error}", self.directory.display());
         }
     }
+}
+
+/// Runs one of a tree's programs to its end.
+fn run(command: &mut Command, tree: &PgTree) -> Result<()> {
+    let name = command.get_program().to_owned();
+    let output = command.output().with_context(|| format!("cannot run {}", name.display()))?;
+    if !output.status.success() {
+        bail!(
+            "{} of {} failed ({}): {}{}",
+            name.display(),
+            tree.version,
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
 }
 
 /// A poisoned lock only says that another thread's test failed; the child in it is still ours to end.

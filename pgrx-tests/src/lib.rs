@@ -16,7 +16,7 @@ pub mod wait_points;
 pub use cluster::{Cluster, ClusterOptions, StopMode};
 pub use database::{shared_cluster, shared_database, Database};
 pub use os_user::ServerUser;
-pub use pg_tree::{PgTree, PG_CONFIG_ENV};
+pub use pg_tree::{PgTree, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV};
 pub use processes::descendants;
 pub use session::{Running, Session};
 pub use wait::{wait_until, wait_until_some, WAIT_LIMIT};

@@ -32,6 +32,9 @@ enum Task {
         #[arg(long = "pg", value_delimiter = ',', value_name = "MAJOR",
               value_parser = clap::value_parser!(u16).range(15..=18))]
         versions: Vec<u16>,
+        /// Repeat what is a matter of luck a hundred times instead of five.
+        #[arg(long)]
+        long: bool,
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let outcome = match Arguments::parse().command {
         Task::Demo { directory, keep } => xtask::demo::run(directory, keep),
-        Task::Test { versions, filter } => xtask::suite::run(versions, filter),
+        Task::Test { versions, long, filter } => xtask::suite::run(versions, long, filter),
         Task::Bench(options) => xtask::bench::run(&options),
         Task::Soak(options) => xtask::soak::run(&options),
         Task::Lint => xtask::lint::run_all(),

@@ -100,22 +100,6 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// The whole way of a message, and what needs the worker.
-fn works(database: &Database) {
-    let mut client = session(database);
-    let reading = reader_asleep(database, "q");
-    let msg_id = send_delayed(&mut client, "q", "50 ms");
-    let (mut reader, got) = joined(reading);
-    assert_eq!(ids(&got), [msg_id]);
-    assert!(delete(&mut reader, "q", &got[0]));
-    client.batch_execute("SELECT queue_create('last', max_deliveries => 1, dead_letter_queue => 'q')").unwrap();
-    send(&mut client, "last", 1);
-    assert_eq!(read_for(&mut client, "last", 1, "10 ms").len(), 1);
-    let dead = read_awaited(&mut client, "q"); // moved by the worker
-    assert!(delete(&mut client, "q", &dead));
-    client.batch_execute("SELECT queue_drop('last', force => true)").unwrap();
-}
-
 #[test]
 fn kill_backend_in_mid_call_loses_nothing() {
     let cluster = Cluster::start_new().unwrap();
@@ -208,25 +192,6 @@ fn kill_launcher_loses_nothing_and_it_comes_back() {
     let mut client = session(&scene.database);
     wait_until("there is a new launcher", || launcher_pid(&mut client).is_some_and(|pid| pid != launcher));
     scene.check();
-}
-
-#[test]
-fn terminated_worker_and_launcher_come_back() {
-    let cluster = Cluster::start_new().unwrap();
-    let database = database_on(&cluster, &["q"]);
-    let mut client = session(&database);
-    let worker = worker_pid(&database);
-    let launcher = wait_until_some("the launcher runs", || launcher_pid(&mut client));
-    client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
-    wait_until("there is a new worker", || {
-        find_worker(&mut client, &database.name).is_some_and(|pid| pid != worker)
-    });
-    works(&database);
-    client.execute("SELECT pg_terminate_backend($1)", &[&launcher]).unwrap();
-    wait_until("there is a new launcher", || launcher_pid(&mut client).is_some_and(|pid| pid != launcher));
-    let other = database_on(&cluster, &["q"]);
-    works(&other);
-    assert!(!cluster.log().contains("reinitializing"), "nothing crashed");
 }
 
 #[test]

@@ -687,13 +687,6 @@ fn invariant_8_reader_of_several_queues_is_woken_by_any() {
     }
 }
 
-/// How often a process went to sleep of its own accord: unchanged means that nobody woke it.
-fn sleeps(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
-    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn invariant_8_n_messages_wake_n_readers() {
     // Alone on its server: other sessions' DDL may wake any backend.

@@ -142,86 +142,6 @@ fn two_databases_with_equal_queue_names_do_not_meet() {
 }
 
 #[test]
-fn new_database_gets_a_worker_and_a_bare_one_has_none() {
-    let cluster = Cluster::start_new().unwrap();
-    let bare = cluster.create_bare_database().unwrap();
-    let database = database_on(&cluster, &["q"]);
-    worker_pid(&database);
-    let mut client = session(&bare);
-    wait_until("the bare database's probe is over", || find_worker(&mut client, &bare.name).is_none());
-    client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
-    worker_pid(&bare);
-    client.batch_execute("BEGIN; DROP EXTENSION pg_queue; ROLLBACK").unwrap();
-    worker_pid(&bare);
-}
-
-#[test]
-fn every_new_database_gets_its_worker() {
-    // The extension comes while the probe that CREATE DATABASE started is under way, at ever other moments.
-    for n in 0..10 {
-        let database = queue_tests::shared_cluster().create_bare_database().unwrap();
-        let mut client = session(&database);
-        for _ in 0..n {
-            client.batch_execute("SELECT 1 FROM generate_series(1, 1000)").unwrap();
-        }
-        client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
-        worker_pid(&database);
-    }
-}
-
-#[test]
-fn worker_ends_with_its_extension() {
-    let database = queue_tests::shared_cluster().create_bare_database().unwrap();
-    let mut client = session(&database);
-    for _ in 0..2 {
-        client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
-        let worker = worker_pid(&database);
-        client.batch_execute("DROP EXTENSION pg_queue").unwrap();
-        database.wait_until_backend_gone(worker);
-    }
-}
-
-#[test]
-fn database_without_a_worker_is_served_by_its_readers_until_it_gets_one() {
-    // Room for the launchers, Postgres' own and ours, and for one worker.
-    let cluster = ClusterOptions::default().set("max_worker_processes", "3").start().unwrap();
-    let first = database_on(&cluster, &["q"]);
-    worker_pid(&first);
-    let second = database_on(&cluster, &["q"]);
-    let mut client = session(&second);
-    cluster.wait_for_log(0, "max_worker_processes");
-    assert_eq!(find_worker(&mut client, &second.name), None);
-    let waiting = reader_asleep(&second, "q");
-    let msg_id = send_delayed(&mut client, "q", "100 ms");
-    let (mut reader, got) = joined(waiting);
-    assert_eq!(ids(&got), [msg_id], "what is due");
-    assert!(extend(&mut reader, "q", &got[0], "50 ms").is_some());
-    let again = read_awaited(&mut reader, "q");
-    assert_eq!(again.count, 2, "leases that end");
-    assert!(delete(&mut reader, "q", &again));
-    drop(first); // drops the database, which frees a place
-    worker_pid(&second);
-}
-
-#[test]
-fn drop_database_with_a_queue_in_use_is_quick() {
-    let cluster = queue_tests::shared_cluster();
-    let database = database_with(&["q"]);
-    let mut client = session(&database);
-    send_many(&mut client, "q", 1_000);
-    read(&mut client, "q", 10);
-    worker_pid(&database);
-    let pid = client.pid();
-    drop(client);
-    let mut admin = cluster.connect("postgres").unwrap();
-    wait_until("the session is gone", || {
-        admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", &[&pid]).unwrap().is_empty()
-    });
-    admin.batch_execute("SET statement_timeout = '3 s'").unwrap();
-    admin.batch_execute(&format!("DROP DATABASE {}", database.name)).unwrap();
-}
-
-#[test]
 fn refused_drop_database_leaves_its_worker_at_work() {
     let cluster = queue_tests::shared_cluster();
     let database = database_with(&["q"]);
@@ -346,40 +266,6 @@ fn settings_of_the_database_do_not_reach_the_worker() {
     client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
     client.batch_execute(&format!("COMMIT PREPARED '{gid}'")).unwrap();
     assert_eq!(read_awaited(&mut client, "q").message, 8, "and finds what prepared transactions sent");
-}
-
-#[test]
-fn standby_looks_and_changes_nothing_and_serves_once_promoted() {
-    let cluster = Cluster::start_new().unwrap();
-    let database = database_on(&cluster, &["q"]);
-    let sent = send_many(&mut session(&database), "q", 3);
-    // A standby of nobody: it replays what is in pg_wal and waits for more.
-    cluster.stop(StopMode::Fast).unwrap();
-    let signal = cluster.data().join("standby.signal");
-    std::fs::write(&signal, "").unwrap();
-    cluster.user.own(&signal).unwrap();
-    cluster.start().unwrap();
-    let mut client = session(&database);
-    assert!(client.query_one("SELECT pg_is_in_recovery()", &[]).unwrap().get::<_, bool>(0));
-    for sql in [
-        "SELECT queue_send('q', '1')",
-        "SELECT * FROM queue_read('q')",
-        "SELECT * FROM queue_read('q', wait => '1 s')",
-        "SELECT * FROM queue_pop('q')",
-        "SELECT queue_delete('q', 1)",
-        "SELECT queue_create('r')",
-    ] {
-        assert_eq!(code(client.batch_execute(sql)), "25006", "{sql}");
-    }
-    assert_eq!(client.query("SELECT * FROM queue_peek('q')", &[]).unwrap().len(), 3);
-    assert_eq!(client.query("SELECT * FROM queue_list()", &[]).unwrap().len(), 1);
-    assert_eq!(find_worker(&mut client, &database.name), None);
-    assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
-    assert_eq!(drain(&mut client, "q"), sent);
-    worker_pid(&database);
-    let waiting = reader_asleep(&database, "q");
-    let msg_id = send_delayed(&mut client, "q", "10 ms");
-    assert_eq!(ids(&joined(waiting).1), [msg_id]);
 }
 
 // ---- Dump and restore -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ pub struct Hooks {
     pub database_wanted: fn(u32),
     /// That statement is over; the flag says whether the database is gone.
     pub database_released: fn(u32, bool),
-    /// An extension was created or dropped, or a database created.
+    /// An extension was created or dropped, a database created, or made a template or none.
     pub extensions_changed: fn(),
     /// A prepared transaction was committed.
     pub prepared_committed: fn(),
@@ -115,7 +115,7 @@ enum Concern {
     None,
     /// It needs this database for itself; `true`: it drops it.
     Database(u32, bool),
-    /// From this template, 0 if none is named.
+    /// From this template, 0 if none is named; or altered, so that it may get a worker now.
     DatabaseCreated(u32),
     Altered(u32),
     Renamed(u32),
@@ -170,7 +170,8 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
                 let alter: *mut pg_sys::AlterDatabaseStmt = statement.cast();
                 match option_named((*alter).options, c"tablespace") {
                     Some(_) => Concern::Database(database_named((*alter).dbname), false),
-                    None => Concern::None,
+                    // Whether it is a template, or takes connections.
+                    None => Concern::DatabaseCreated(0),
                 }
             }
             pg_sys::NodeTag::T_AlterDatabaseSetStmt => Concern::Configured,

@@ -85,7 +85,9 @@ pub fn begin(database: u32) {
             pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
         }
     }
-    for (name, value) in SETTINGS {
+    // SAFETY: set by the postmaster before a worker's main function is called; its name is null-terminated.
+    let name = unsafe { std::ffi::CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_name.as_ptr()) };
+    for (name, value) in [(c"application_name", name)].iter().chain(SETTINGS) {
         // SAFETY: both are null-terminated and copied; each version knows all of its names.
         unsafe {
             pg_sys::SetConfigOption(
@@ -99,13 +101,15 @@ pub fn begin(database: u32) {
 }
 
 /// What a worker must not take over from a database's or the server's settings (the model is autovacuum's).
-/// Housekeeping never waits for a standby either: that can hang a fast shutdown.
+/// Housekeeping never waits for a standby either: that can hang a fast shutdown. It takes no lock that it would have to
+/// wait for; what the owner's triggers and constraints wait for is not ours to choose, but it gives up before anybody's
+/// deadlock_timeout.
 const SETTINGS: &[(&std::ffi::CStr, &std::ffi::CStr)] = &[
     (c"synchronous_commit", c"local"),
     (c"default_transaction_read_only", c"off"),
     (c"default_transaction_isolation", c"read committed"),
     (c"statement_timeout", c"0"),
-    (c"lock_timeout", c"0"),
+    (c"lock_timeout", c"500ms"),
     (c"idle_in_transaction_session_timeout", c"0"),
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     (c"transaction_timeout", c"0"),

@@ -87,9 +87,10 @@ pub fn main(database: u32) {
                 arena.worker_set(database, NIL);
             }
         });
+        super::wake_launcher(); // which is not told of a worker that another one started
     });
     let me = latch::my_proc();
-    // A worker of a launcher that has died serves on and is not in the new one's books: it is woken and gives way.
+    // One that a launcher started and did not live to see may be here already: it is woken and gives way.
     let placed = shmem::with_arena(|arena, _, fx| {
         arena.worker_wake(database, fx);
         arena.worker_set(database, me)
@@ -136,13 +137,15 @@ fn end_if_disabled(database: u32) {
     }
 }
 
-/// Ends this worker if another has its place, or somebody needs the database for himself, or there is nothing to
-/// serve in it any more.
+/// Ends this worker if another has its place, or somebody needs the database for himself, or it has become one that
+/// gets no worker (a template, say), or there is nothing to serve in it any more.
 fn end_if_unwanted(database: u32) {
     let me = latch::my_proc();
     let is_replaced =
         matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != me);
-    if is_replaced || super::is_kept_away(database) {
+    let is_listed =
+        || worker::transaction("looking for databases", || Ok(worker::databases().contains(&database)));
+    if is_replaced || super::is_kept_away(database) || is_listed() == Some(false) {
         worker::end();
     }
     // If that cannot be told now, it is as it was.
@@ -299,8 +302,6 @@ fn attempt(database: u32, tick: &Tick, from: i64, most: usize) -> (Option<usize>
             Opened::Gone => return Ok(0),
             Opened::Yes(_) | Opened::Locked => return Ok(1),
         };
-        // What a table's owner put there may wait for others all the same: a unique index does.
-        spi::run("SELECT pg_catalog.set_config('lock_timeout', '1s', true)", &[], &[]);
         let mut taken = [Taken::default(); MOVE_MAX];
         journal::reserve(MOVE_MAX)?;
         let me = latch::my_proc();
@@ -326,9 +327,16 @@ pub enum Opened {
     Locked,
 }
 
+/// Locks a table of the catalog without waiting. Who changes the extension may want a queue's table next, which we
+/// have locked.
+fn try_lock_catalog(name: &str, mode: u32) -> bool {
+    let catalog = user::schema(c"queue_catalog").and_then(|schema| user::relation(schema, name));
+    catalog.is_some_and(|catalog| table::try_lock(catalog, mode))
+}
+
 /// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
 pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
-    if !table::try_lock(tick.relation, mode) {
+    if !table::try_lock(tick.relation, mode) || !try_lock_catalog("queue", AccessShareLock) {
         return Ok(Opened::Locked);
     }
     // Moved to another schema it is a queue no more, whatever has its name now.
@@ -366,10 +374,10 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
             Opened::Gone => return Ok(true),
             Opened::Locked => return Ok(false),
         };
-        let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
         if !table::try_lock(queue.archive, AccessShareLock) {
             return Ok(false);
         }
+        let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
         let archive = format!("queue_archive.{}", spi::quoted(&archive));
         let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
         let look = || {
@@ -424,6 +432,9 @@ fn enable_triggers(database: u32, tick: &Tick) -> bool {
 /// id. Returns when to look again.
 fn prepared() -> i64 {
     let found = worker::transaction("looking after prepared transactions", || {
+        if !try_lock_catalog("prepared", RowExclusiveLock) {
+            return Ok(true);
+        }
         // First the look, then the rows: a transaction that the look no longer shows is visible by then
         // (FinishPreparedTransaction in twophase.c).
         let open = spi::look(

@@ -7,10 +7,31 @@
 //! # State of a database, here
 //!
 //! ```text
-//!   unknown --start--> running --ends, nothing to serve--> idle  --told to look--> unknown
-//!                         |------ends for somebody-------> away  --released------> unknown
-//!                         |------ends with an error------> back-off --after a while--> unknown
+//!   due       a worker is started             -> running
+//!             there is no process for it      -> refused
+//!             somebody keeps the database     -> away
+//!             an earlier launcher's worker    -> adopted
+//!   running,  it ends, and had nothing to     -> idle; due, if we were told to look meanwhile: it may have looked
+//!   adopted   serve                              too early
+//!             it ends, somebody keeps it      -> away
+//!             another took its place          -> adopted
+//!             it ends otherwise               -> back-off
+//!   idle      we are told to look             -> due
+//!   away      released, of which we are told  -> due; we also look every second: who keeps it may have died
+//!   back-off  after a while                   -> due
+//!   refused   after a while; at once when a   -> due
+//!             worker ends or we are told to look
 //! ```
+//!
+//! A database begins as due when it is listed: it takes connections and is no template. In whatever state, one that
+//! is not listed any more is forgotten; its worker is woken and ends (`database::end_if_unwanted`).
+//!
+//! A worker outlives the launcher that started it and serves on: adopted. Of its end it tells us itself
+//! (`wake_launcher`), not the postmaster.
+//!
+//! "After a while" is a second at first and twice as long each time, up to a minute. It is a second again for a
+//! worker that served for more than a minute (or adopted, or with nothing to serve), and where a process may have
+//! become free.
 
 use crate::pg::{clock, latch, shmem, worker};
 use std::collections::HashMap;
@@ -32,6 +53,8 @@ struct Known {
     is_refused: bool,
     /// We were told to look while its worker was at it.
     look_again: bool,
+    /// Its worker was started by a launcher that has died.
+    is_adopted: bool,
 }
 
 /// The launcher's main function.
@@ -70,9 +93,18 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         return 1_000;
     };
     let now_us = clock::now().mono_us;
-    let has_ended = known.values().any(|k| k.worker.as_ref().is_some_and(worker::Started::has_ended))
-        || known.len() > databases.len();
-    known.retain(|oid, _| databases.contains(oid));
+    let has_ended = known.len() > databases.len()
+        || known.iter().any(|(oid, k)| match &k.worker {
+            Some(started) => started.has_ended(),
+            None => k.is_adopted && !super::has_worker(*oid),
+        });
+    known.retain(|oid, _| {
+        let is_listed = databases.contains(oid);
+        if !is_listed {
+            super::look_whether_wanted(*oid);
+        }
+        is_listed
+    });
     let mut next_us = i64::MAX;
     for oid in databases {
         let entry = known.entry(oid).or_insert(Known {
@@ -83,14 +115,21 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
             is_idle: false,
             is_refused: false,
             look_again: false,
+            is_adopted: false,
         });
-        if let Some(started) = &entry.worker {
-            if !started.has_ended() {
-                // It may have looked before what we are told of was there.
-                entry.look_again |= was_told;
-                continue;
-            }
+        let had_worker = entry.worker.is_some() || entry.is_adopted;
+        if entry.worker.as_ref().is_some_and(worker::Started::has_ended) {
             entry.worker = None;
+        }
+        if entry.worker.is_none() {
+            entry.is_adopted = super::has_worker(oid);
+        }
+        if entry.worker.is_some() || entry.is_adopted {
+            // It may have looked before what we are told of was there.
+            entry.look_again |= was_told;
+            continue;
+        }
+        if had_worker {
             note_end(oid, entry, now_us);
         }
         if was_told {
@@ -116,11 +155,14 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         let name = format!("pg_queue worker for database {oid}");
         entry.worker = worker::start(&name, "pg_queue worker", "pg_queue_database_main", oid);
         entry.started_us = now_us;
-        entry.is_refused = entry.worker.is_none();
+        let was_refused = std::mem::replace(&mut entry.is_refused, entry.worker.is_none());
         if entry.is_refused {
-            pgrx::log!(
-                "pg_queue: no worker process for database {oid} is to be had; raise max_worker_processes"
-            );
+            // Said once, however often it is tried.
+            if !was_refused {
+                pgrx::log!(
+                    "pg_queue: no worker process for database {oid} is to be had; raise max_worker_processes"
+                );
+            }
             back_off(entry, now_us);
             next_us = next_us.min(entry.next_us);
         }

@@ -1,13 +1,23 @@
 //! The background workers: a launcher for the server ([`launcher`]), and one worker for each database that has
-//! the extension ([`database`]; its duty for schedules: [`schedules`]). This file owns what the rest of the extension tells them.
+//! the extension ([`database`]; its duties: [`leases`],
+//! [`expiry`], [`notify`], [`schedules`], [`survey`]). This file owns what the rest of the extension tells them.
 //!
 //! ```text
-//!   launcher --- for each connectable database ---> worker
-//!                                                     | the extension is not there: ends (it was a probe)
-//!                                                     | it is: serves it until it is dropped, until somebody
-//!                                                     v needs the database for himself, or until an error
-//!   CREATE/DROP EXTENSION, CREATE DATABASE commit ---> launcher looks again
-//!   DROP DATABASE, ... TEMPLATE, RENAME, SET TABLESPACE ---> worker ends; none is started until it is over
+//!   server starts, recovery ends, is promoted ---> launcher (never on a standby, nor when pg_upgrade runs the server)
+//!   launcher --- for each connectable database that is no template ---> worker
+//!     the extension is not there: it says so and ends (it was a probe)
+//!     it is: serves the database, until
+//!       - the extension is dropped, pg_queue.worker_enabled is off, or there is no room for another database: says so
+//!         and ends
+//!       - somebody needs the database for himself, or it became a template, or another worker took its place: ends
+//!       - it is terminated, or its connection fails: ends with an error. An error in a piece of work ends nothing:
+//!         it is logged, and the work is tried again
+//!   worker ends -------------------------------------------> launcher looks
+//!   CREATE/DROP EXTENSION, CREATE/ALTER DATABASE commit ----> launcher looks, and every worker
+//!   DROP DATABASE, ... TEMPLATE, RENAME, SET TABLESPACE ----> worker ends first; none is started until it is over (or
+//!                                                            a minute has passed: the one who asked may have died)
+//!   launcher ends (the postmaster starts it again after a second) ---> workers serve on; the new one adopts them
+//!   any process of the server crashes ---> all end, dispatcher and all; the postmaster starts the launcher anew
 //! ```
 
 pub mod database;
@@ -41,10 +51,17 @@ const KEEP_AWAY_US: i64 = 60_000_000;
 /// callback: cannot fail.
 pub fn look_again() {
     let _ = shmem::with_arena(|arena, _, fx| arena.workers_wake(fx));
-    let launcher = shmem::with_server(|server, _| {
-        server.probe_all = true;
-        server.launcher
-    });
+    let _ = shmem::with_server(|server, _| server.probe_all = true);
+    wake_launcher();
+}
+
+/// Has a database's worker, if there is one, look at whether it is still wanted.
+fn look_whether_wanted(database: u32) {
+    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
+}
+
+fn wake_launcher() {
+    let launcher = shmem::with_server(|server, _| server.launcher);
     latch::set(launcher.unwrap_or(queue_dispatch::NIL));
 }
 
@@ -75,7 +92,7 @@ pub fn database_wanted(database: u32) {
     if database == user::database() || !user::owns_database(database) {
         return;
     }
-    if !shmem::is_available() || worker_proc(database) == queue_dispatch::NIL && !launcher_runs() {
+    if !shmem::is_available() || !has_worker(database) && !launcher_runs() {
         return;
     }
     let placed = shmem::with_server(|server, now| {
@@ -96,16 +113,16 @@ pub fn database_wanted(database: u32) {
         return;
     }
     WANTED.set(database);
-    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
-    worker::wait_until(Duration::from_secs(5), || worker_proc(database) == queue_dispatch::NIL);
+    look_whether_wanted(database);
+    worker::wait_until(Duration::from_secs(5), || !has_worker(database));
 }
 
 fn launcher_runs() -> bool {
     shmem::with_server(|server, _| server.launcher != queue_dispatch::NIL).unwrap_or(false)
 }
 
-fn worker_proc(database: u32) -> u32 {
-    shmem::with_arena(|arena, _, _| arena.worker_proc(database)).unwrap_or(queue_dispatch::NIL)
+fn has_worker(database: u32) -> bool {
+    matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != queue_dispatch::NIL)
 }
 
 /// That statement is over. What the dispatcher knew of a database that is gone is forgotten.
@@ -135,8 +152,7 @@ pub fn forget_database(database: u32) {
 
 /// A prepared transaction was committed: its messages are to be found.
 pub fn prepared_committed() {
-    let database = user::database();
-    let _ = shmem::with_arena(|arena, _, fx| arena.worker_wake(database, fx));
+    look_whether_wanted(user::database());
 }
 
 /// Writes down, in a transaction that is being prepared, what it sent: for the worker to find once it commits.

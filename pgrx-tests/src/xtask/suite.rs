@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::{kill, killpg, Signal};
 use nix::unistd::Pid;
-use queue_tests::{PgTree, ServerUser, PG_CONFIG_ENV};
+use queue_tests::{PgTree, ServerUser, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV};
 
 use super::build::{forget_cargo_run, Builder};
 use super::report::Tally;
@@ -23,6 +23,10 @@ use super::{provision, repository, MAJORS};
 
 /// A stage that takes longer hangs. Only without a terminal: at one a person sees it and has Ctrl-C.
 const STAGE_LIMIT: Duration = Duration::from_secs(20 * 60);
+const STAGE_LIMIT_LONG: Duration = Duration::from_secs(90 * 60);
+/// The tests that repeat something take from here how often; the xtask sets it for `--long`.
+const ROUNDS_ENV: &str = "PG_QUEUE_TEST_ROUNDS";
+const ROUNDS_LONG: &str = "100";
 /// How long what a stage started may still hold its output open after the stage itself has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(5);
 
@@ -32,8 +36,14 @@ struct Stage {
     took: Duration,
 }
 
+/// What every stage is run with.
+struct Suite<'a> {
+    is_long: bool,
+    filter: Option<&'a str>,
+}
+
 /// Runs the suite on `versions` (none: all) and returns whether all passed.
-pub fn run(versions: Vec<u16>, filter: Option<String>) -> Result<bool> {
+pub fn run(versions: Vec<u16>, is_long: bool, filter: Option<String>) -> Result<bool> {
     let versions = if versions.is_empty() { MAJORS.to_vec() } else { versions };
     let words: Vec<String> = versions.iter().map(u16::to_string).collect();
     say(format!(
@@ -41,68 +51,106 @@ pub fn run(versions: Vec<u16>, filter: Option<String>) -> Result<bool> {
         words.join(", "),
         provision::cache()?.display()
     ));
-    let filter = filter.as_deref();
+    let suite = Suite { is_long, filter: filter.as_deref() };
     let mut stages = Vec::new();
 
     let mut dispatch = Command::new("cargo");
-    dispatch.args(["test", "--no-fail-fast", "-p", "queue-dispatch"]).args(filter).current_dir(repository());
-    stages.push(run_stage("queue-dispatch, without PostgreSQL", &mut dispatch)?);
+    dispatch.args(["test", "--no-fail-fast", "-p", "queue-dispatch"]).args(suite.filter);
+    stages.push(suite.run_stage("queue-dispatch, without PostgreSQL", dispatch.current_dir(repository()))?);
 
     let cargo_pgrx = provision::build_tools()?;
+    let mut trees = Vec::new();
     for major in versions {
-        if let Err(error) = test_version(major, &cargo_pgrx, filter, &mut stages) {
-            println!("\nerror: PostgreSQL {major}: {error:#}");
-            let tally = Tally { failed: 1, ..Tally::default() };
-            stages.push(Stage {
-                name: format!("PostgreSQL {major} could not be tested"),
-                tally,
-                took: Duration::ZERO,
-            });
+        match suite.test_version(major, &cargo_pgrx, &mut stages) {
+            Ok(tree) => trees.push(tree),
+            Err(error) => {
+                println!("\nerror: PostgreSQL {major}: {error:#}");
+                let tally = Tally { failed: 1, ..Tally::default() };
+                stages.push(Stage {
+                    name: format!("PostgreSQL {major} could not be tested"),
+                    tally,
+                    took: Duration::ZERO,
+                });
+            }
         }
     }
-    Ok(summarise(&mut stages, filter.is_some()))
+    trees.sort_by_key(|tree| tree.major);
+    match trees.as_slice() {
+        [old, .., new] if old.major < new.major => stages.push(suite.upgrade_test(old, new)?),
+        _ => say("SKIPPED: pg_upgrade, which is tested where the suite runs on two versions or more"),
+    }
+    Ok(summarise(&mut stages, suite.filter.is_some()))
 }
 
-fn test_version(major: u16, cargo_pgrx: &Path, filter: Option<&str>, stages: &mut Vec<Stage>) -> Result<()> {
-    let cached = provision::postgres(major)?;
-    let user = ServerUser::detect()?;
-    let purpose = major.to_string();
-    let tree = provision::clone_tree(&cached, &purpose, &user)?;
-    let version = short_version(&tree.pg).to_owned();
-    let builder = Builder::new(cargo_pgrx.to_owned(), tree, &purpose)?;
+impl Suite<'_> {
+    /// Returns the tree, which has the extension in it.
+    fn test_version(&self, major: u16, cargo_pgrx: &Path, stages: &mut Vec<Stage>) -> Result<PgTree> {
+        let cached = provision::postgres(major)?;
+        let user = ServerUser::detect()?;
+        let purpose = major.to_string();
+        let tree = provision::clone_tree(&cached, &purpose, &user)?;
+        let version = short_version(&tree.pg).to_owned();
+        let builder = Builder::new(cargo_pgrx.to_owned(), tree, &purpose)?;
 
-    stages.push(inside_tests(&builder, &user, &version, filter)?);
+        stages.push(self.inside_tests(&builder, &user, &version)?);
 
-    builder.install(false, &["wait_points"])?;
-    let mut sessions = Command::new("cargo");
-    sessions.args(["test", "--no-fail-fast", "-p", "queue-tests"]).args(filter).current_dir(repository());
-    sessions.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
-    stages.push(run_stage(&format!("PostgreSQL {version}, many sessions (queue-tests)"), &mut sessions)?);
-    Ok(())
-}
-
-/// `cargo pgrx test`: the `#[pg_test]`s, on a server that pgrx starts.
-fn inside_tests(builder: &Builder, user: &ServerUser, version: &str, filter: Option<&str>) -> Result<Stage> {
-    // Short, because the server's socket lies in it.
-    let scratch =
-        tempfile::Builder::new().prefix("pgq-pgrx-").tempdir_in("/tmp").context("cannot make a directory")?;
-    user.own(scratch.path())?;
-    let mut test = builder.cargo_pgrx("test");
-    test.arg(builder.pg_feature()).args(filter).arg("--pgdata").arg(scratch.path());
-    if user.is_switched() {
-        provision::sudo()?;
-        test.args(["--runas", &user.name]);
+        builder.install(false, &["wait_points"])?;
+        let mut sessions = Command::new("cargo");
+        sessions
+            .args(["test", "--no-fail-fast", "-p", "queue-tests"])
+            .args(self.filter)
+            .current_dir(repository());
+        sessions.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
+        stages.push(
+            self.run_stage(&format!("PostgreSQL {version}, many sessions (queue-tests)"), &mut sessions)?,
+        );
+        Ok(builder.tree.pg)
     }
-    // pgrx takes the database user from here; some containers do not set it.
-    test.env("USER", &user.name);
-    if user.is_switched() && !user.can_enter(repository()) {
-        // The server is started from the tests' directory, and PostgreSQL 15 insists on entering it again.
-        let runner = format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace(['-', '.'], "_"));
-        test.env(runner, "env -C /").env("PGRX_MANIFEST_PATH", repository().join("Cargo.toml"));
+
+    /// pg_upgrade, from the oldest to the newest version of this run: the one test that needs two of them.
+    fn upgrade_test(&self, old: &PgTree, new: &PgTree) -> Result<Stage> {
+        let mut upgrade = Command::new("cargo");
+        upgrade.args(["test", "-p", "queue-tests", "--test", "workers", "--", "--ignored"]).args(self.filter);
+        upgrade.env(PG_CONFIG_ENV, &new.pg_config).env(PG_CONFIG_OLD_ENV, &old.pg_config);
+        let name = format!("pg_upgrade from {} to {}", short_version(old), short_version(new));
+        self.run_stage(&name, upgrade.current_dir(repository()))
     }
-    let stage = run_stage(&format!("PostgreSQL {version}, in one transaction (cargo pgrx test)"), &mut test);
-    stop_leftovers(scratch.path());
-    stage
+
+    /// `cargo pgrx test`: the `#[pg_test]`s, on a server that pgrx starts.
+    fn inside_tests(&self, builder: &Builder, user: &ServerUser, version: &str) -> Result<Stage> {
+        // Short, because the server's socket lies in it.
+        let scratch = tempfile::Builder::new()
+            .prefix("pgq-pgrx-")
+            .tempdir_in("/tmp")
+            .context("cannot make a directory")?;
+        user.own(scratch.path())?;
+        let mut test = builder.cargo_pgrx("test");
+        test.arg(builder.pg_feature()).args(self.filter).arg("--pgdata").arg(scratch.path());
+        if user.is_switched() {
+            provision::sudo()?;
+            test.args(["--runas", &user.name]);
+        }
+        // pgrx takes the database user from here; some containers do not set it.
+        test.env("USER", &user.name);
+        if user.is_switched() && !user.can_enter(repository()) {
+            // The server is started from the tests' directory, and PostgreSQL 15 insists on entering it again.
+            let runner =
+                format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace(['-', '.'], "_"));
+            test.env(runner, "env -C /").env("PGRX_MANIFEST_PATH", repository().join("Cargo.toml"));
+        }
+        let stage =
+            self.run_stage(&format!("PostgreSQL {version}, in one transaction (cargo pgrx test)"), &mut test);
+        stop_leftovers(scratch.path());
+        stage
+    }
+
+    /// Runs one `cargo test`, shows what it prints, and counts.
+    fn run_stage(&self, name: &str, command: &mut Command) -> Result<Stage> {
+        if self.is_long {
+            command.env(ROUNDS_ENV, ROUNDS_LONG);
+        }
+        run_stage(name, command, if self.is_long { STAGE_LIMIT_LONG } else { STAGE_LIMIT })
+    }
 }
 
 fn host_triple() -> Result<String> {
@@ -134,8 +182,7 @@ fn short_version(pg: &PgTree) -> &str {
     pg.version.split_whitespace().nth(1).unwrap_or(&pg.version)
 }
 
-/// Runs one `cargo test`, shows what it prints, and counts.
-fn run_stage(name: &str, command: &mut Command) -> Result<Stage> {
+fn run_stage(name: &str, command: &mut Command, limit: Duration) -> Result<Stage> {
     say(format!("Tests: {name}"));
     println!("    $ {}", command_line(command));
     forget_cargo_run(command);
@@ -150,7 +197,7 @@ fn run_stage(name: &str, command: &mut Command) -> Result<Stage> {
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", command_line(command)))?;
-    let mut tally = follow(&mut child, limited.then_some(begun + STAGE_LIMIT))?;
+    let mut tally = follow(&mut child, limited.then_some((begun, limit)))?;
     let status = child.wait().context("cannot wait for a stage")?;
     if !status.success() && tally.failed == 0 {
         println!("\nerror: {name}: ended with {status} without naming a failed test");
@@ -159,8 +206,8 @@ fn run_stage(name: &str, command: &mut Command) -> Result<Stage> {
     Ok(Stage { name: name.to_owned(), tally, took: begun.elapsed() })
 }
 
-/// Prints the child's output as it comes, and adds up its result lines. Past `deadline` its group is killed.
-fn follow(child: &mut Child, deadline: Option<Instant>) -> Result<Tally> {
+/// Prints the child's output as it comes, and adds up its result lines. After so long since then its group is killed.
+fn follow(child: &mut Child, limit: Option<(Instant, Duration)>) -> Result<Tally> {
     let stdout = child.stdout.take().context("a child has no output")?;
     let (sender, lines) = mpsc::channel();
     std::thread::Builder::new()
@@ -198,8 +245,9 @@ fn follow(child: &mut Child, deadline: Option<Instant>) -> Result<Tally> {
             println!("    (something that the tests started still holds their output open)");
             return Ok(tally);
         }
-        if ended.is_none() && deadline.is_some_and(|at| Instant::now() > at) {
-            println!("\nerror: not done after {} minutes: it hangs, and is killed", STAGE_LIMIT.as_secs() / 60);
+        let Some((begun, limit)) = limit else { continue };
+        if ended.is_none() && begun.elapsed() > limit {
+            println!("\nerror: not done after {} minutes: it hangs, and is killed", limit.as_secs() / 60);
             let group = Pid::from_raw(child.id() as i32);
             if let Err(error) = killpg(group, Signal::SIGKILL) {
                 println!("    cannot kill it: {error}");

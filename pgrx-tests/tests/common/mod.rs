@@ -279,6 +279,37 @@ pub fn program(cluster: &Cluster, name: &str, args: &[&str], input: &[u8]) -> Ve
     output.stdout
 }
 
+/// How often a process went to sleep of its own accord: unchanged means that nobody woke it.
+pub fn sleeps(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The processor time that a process has used, in ticks of the kernel's clock (10 ms).
+pub fn cpu_ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name before the other fields may itself hold blanks and parentheses; utime and stime are the 14th and 15th.
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 1..].split_ascii_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// The whole way of a message through queue `q`, which is empty, and what needs the worker.
+pub fn works(database: &Database) {
+    let mut client = session(database);
+    let reading = reader_asleep(database, "q");
+    let msg_id = send_delayed(&mut client, "q", "50 ms");
+    let (mut reader, got) = joined(reading);
+    assert_eq!(ids(&got), [msg_id]);
+    assert!(delete(&mut reader, "q", &got[0]));
+    client.batch_execute("SELECT queue_create('last', max_deliveries => 1, dead_letter_queue => 'q')").unwrap();
+    send(&mut client, "last", 1);
+    assert_eq!(read_for(&mut client, "last", 1, "10 ms").len(), 1);
+    let dead = read_awaited(&mut client, "q"); // moved by the worker
+    assert!(delete(&mut client, "q", &dead));
+    client.batch_execute("SELECT queue_drop('last', force => true)").unwrap();
+}
+
 /// Keeps one backend still at a wait point, once it comes there, until released or dropped. A server's point can be
 /// armed for one backend at a time, so a test that uses one has it to itself; a test that uses several takes them
 /// in alphabetical order.
