@@ -141,7 +141,8 @@ impl Cluster {
         ClusterOptions::default().start()
     }
 
-    fn create(tree: PgTree, user: ServerUser, options: &ClusterOptions) -> Result<Self> {
+    /// A new directory, and the process that takes it away.
+    fn new_directory(user: &ServerUser) -> Result<(PathBuf, Child)> {
         let directory = tempfile::Builder::new()
             .prefix("pgq-")
             .tempdir_in(BASE)
@@ -154,6 +155,12 @@ impl Cluster {
             .process_group_of_its_own()
             .spawn()
             .context("cannot start sh")?;
+        user.own(&directory)?;
+        Ok((directory, cleanup))
+    }
+
+    fn create(tree: PgTree, user: ServerUser, options: &ClusterOptions) -> Result<Self> {
+        let (directory, cleanup) = Self::new_directory(&user)?;
         let cluster = Self {
             tree,
             user,
@@ -162,13 +169,62 @@ impl Cluster {
             cleanup: Mutex::new(Some(cleanup)),
             databases: AtomicU32::new(0),
         };
-        cluster.user.own(&cluster.directory)?;
         cluster.initdb()?;
         let conf = cluster.data().join("postgresql.auto.conf");
         fs::write(&conf, options.conf_text(&cluster.directory))
             .with_context(|| format!("cannot write {}", conf.display()))?;
         cluster.start()?;
         Ok(cluster)
+    }
+
+    /// A streaming standby of this cluster, on the same PostgreSQL; it replays whatever this one writes. Databases of
+    /// this cluster are there under the same names.
+    pub fn start_standby(&self) -> Result<Self> {
+        let (directory, cleanup) = Self::new_directory(&self.user)?;
+        let standby = Self {
+            tree: self.tree.clone(),
+            user: self.user.clone(),
+            directory,
+            postmaster: Mutex::new(None),
+            cleanup: Mutex::new(Some(cleanup)),
+            databases: AtomicU32::new(self.databases.load(Ordering::Relaxed)),
+        };
+        let output = standby
+            .user
+            .command(self.tree.program("pg_basebackup"))
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--username=postgres", "-h"])
+            .arg(&self.directory)
+            .arg("-D")
+            .arg(standby.data())
+            .output()
+            .context("cannot run pg_basebackup")?;
+        if !output.status.success() {
+            bail!("pg_basebackup failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        let conf = standby.data().join("postgresql.auto.conf");
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(&conf)
+            .with_context(|| format!("cannot open {}", conf.display()))?;
+        writeln!(file, "unix_socket_directories = '{}'", standby.directory.display())
+            .with_context(|| format!("cannot write {}", conf.display()))?;
+        standby.start()?;
+        Ok(standby)
+    }
+
+    /// Returns when this standby has replayed all that `primary` has written.
+    #[track_caller]
+    pub fn wait_until_replayed(&self, primary: &Self) {
+        let lsn = |cluster: &Self, sql: &str| -> Result<String> {
+            let row = cluster.connect("postgres")?.query_one(sql, &[])?;
+            Ok(row.try_get(0)?)
+        };
+        let written = lsn(primary, "SELECT pg_current_wal_insert_lsn()::text")
+            .unwrap_or_else(|error| panic!("cannot ask the primary: {error:#}"));
+        let is_replayed = format!("SELECT (pg_last_wal_replay_lsn() >= '{written}')::text");
+        wait_until(&format!("the standby has replayed {written}"), || {
+            lsn(self, &is_replayed).is_ok_and(|answer| answer == "true")
+        });
     }
 
     fn initdb(&self) -> Result<()> {
