@@ -366,6 +366,7 @@ fn poison(durable: bool) {
     client.batch_execute("SELECT queue_send('q', '7')").unwrap();
     for count in 1..=3 {
         let mut handler = session(&database);
+        worker_pid(&database); // a durable read is refused while the crash's new one is not there yet
         handler.batch_execute("BEGIN").unwrap();
         let got = read_awaited(&mut handler, "q");
         assert_eq!((got.count, &got.message), (count, &serde_json::json!(7)));
@@ -528,6 +529,7 @@ fn durable_read_without_a_worker_is_refused() {
     let database = database_on(&cluster, &["plain"]);
     let mut client = session(&database);
     create_durable(&mut client, "q");
+    create_durable(&mut client, "empty");
     worker_pid(&database);
     let msg_id = send(&mut client, "q", 1);
     set_worker(&database, false);
@@ -536,13 +538,17 @@ fn durable_read_without_a_worker_is_refused() {
         "SELECT * FROM queue_pop('q')",
         "SELECT * FROM queue_delete_and_read('q', '{}')",
     ] {
-        assert_eq!(code(client.query(sql, &[])), "55000", "{sql}");
-        assert_eq!(rows(&mut client, "q"), 1, "{sql}");
+        // More often than the messages may be delivered: what was never given to anybody does not count.
+        for _ in 0..3 {
+            assert_eq!(code(client.query(sql, &[])), "55000", "{sql}");
+            assert_eq!(state(&mut client, "q", msg_id).as_deref(), Some("ready"), "{sql}");
+        }
     }
+    assert!(read(&mut client, "empty", 1).is_empty(), "where there is nothing, nothing has to be written");
     let plain = send(&mut client, "plain", 1);
     assert_eq!(read_one(&mut client, "plain").msg_id, plain, "other queues serve on");
     set_worker(&database, true);
-    assert_eq!(read_awaited(&mut client, "q").msg_id, msg_id);
+    assert_eq!(counts(&[read_awaited(&mut client, "q")]), [(msg_id, 1)]);
 }
 
 // ---- Coming back ----------------------------------------------------------------------------------------------
