@@ -212,6 +212,21 @@ impl Cluster {
             .with_context(|| format!("cannot write {}", conf.display()))
     }
 
+    /// Returns when this standby has replayed all that `primary` has written.
+    #[track_caller]
+    pub fn wait_until_replayed(&self, primary: &Self) {
+        let lsn = |cluster: &Self, sql: &str| -> Result<String> {
+            let row = cluster.connect("postgres")?.query_one(sql, &[])?;
+            Ok(row.try_get(0)?)
+        };
+        let written = lsn(primary, "SELECT pg_current_wal_insert_lsn()::text")
+            .unwrap_or_else(|error| panic!("cannot ask the primary: {error:#}"));
+        let is_replayed = format!("SELECT (pg_last_wal_replay_lsn() >= '{written}')::text");
+        wait_until(&format!("the standby has replayed {written}"), || {
+            lsn(self, &is_replayed).is_ok_and(|answer| answer == "true")
+        });
+    }
+
     /// Where the socket lies.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -6,16 +6,16 @@
 //!
 //! How a reader sleeps is told in [`super::wait`].
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::pg::{clock, latch, shmem, xact};
+use crate::pg::{clock, latch, shmem, user, xact};
 use crate::queue::load::{self, Loaded};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, expires_us, journal, row_of, wait};
 use crate::settings::{self, SECOND_US};
-use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX};
+use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX, NIL};
 use std::rc::Rc;
 
 /// One message on its way out.
@@ -96,10 +96,17 @@ fn take_ready(
         let want = (quantity - given).min(CHUNK_MAX);
         let mut taken = vec![Taken::default(); want];
         journal::reserve(want)?;
+        let database = user::database();
         let (count, at, now) = queue.with(|arena, at, now, fx| {
+            // What nobody can write is not taken: it would come back as a delivery that failed.
+            if is_durable && arena.worker_proc(database) == NIL {
+                let has_some = arena.has_ready(at) || arena.next_event_us(at, now) <= now.mono_us;
+                return ((!has_some).then_some(0), at, now);
+            }
             let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), pid, lxid, flush_us };
-            (arena.take(at, lease, now, &mut taken, fx), at, now)
+            (Some(arena.take(at, lease, now, &mut taken, fx)), at, now)
         })?;
+        let Some(count) = count else { return Err(Error::NoWorker { queue: queue.name.clone() }) };
         let taken = &taken[..count];
         for one in taken {
             journal::leased(at, one);

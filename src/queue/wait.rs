@@ -116,16 +116,21 @@ fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<
             opened.push(queue);
         }
         let next = bring_in(&opened, start_us, &mut loads)?;
+        let mut ready = None;
+        for queue in &opened {
+            if has_ready(queue)? {
+                ready = Some(queue.name.clone());
+                break;
+            }
+        }
+        // The wake-up goes on to one who reads only now: he would be faster than this look.
         if is_registered {
             leave()?;
             is_registered = false;
         }
-        for queue in &opened {
-            if has_ready(queue)? {
-                let name = queue.name.clone();
-                opened.iter().for_each(|queue| queue.unlock(AccessShareLock));
-                return Ok(Some(name));
-            }
+        if ready.is_some() {
+            opened.iter().for_each(|queue| queue.unlock(AccessShareLock));
+            return Ok(ready);
         }
         opened.iter().for_each(|queue| queue.unlock(AccessShareLock));
         let now = clock::now();

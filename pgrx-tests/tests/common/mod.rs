@@ -195,6 +195,56 @@ pub fn state(client: &mut Client, queue: &str, msg_id: i64) -> Option<String> {
     client.query_opt(sql, &[&queue, &msg_id]).unwrap().map(|row| row.get(0))
 }
 
+/// A lease as it is written in the catalog.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WrittenLease {
+    pub msg_id: i64,
+    pub lease_id: i64,
+    pub count: i32,
+    /// How long it still lasts by the real clock, seconds; None: only the count is written.
+    pub left_s: Option<f64>,
+}
+
+/// What is written of a queue's leases, by message.
+pub fn written_leases(client: &mut Client, queue: &str) -> Vec<WrittenLease> {
+    let sql = "SELECT msg_id, lease_id, delivery_count, extract(epoch FROM until - clock_timestamp())::float8 \
+               FROM queue_catalog.lease WHERE queue = to_regclass('queue.' || quote_ident($1)) ORDER BY msg_id";
+    let rows = client.query(sql, &[&queue]).unwrap();
+    rows.iter()
+        .map(|row| WrittenLease {
+            msg_id: row.get(0),
+            lease_id: row.get(1),
+            count: row.get(2),
+            left_s: row.get(3),
+        })
+        .collect()
+}
+
+/// What is written of the lease of one message.
+pub fn written_lease(client: &mut Client, queue: &str, msg_id: i64) -> Option<WrittenLease> {
+    written_leases(client, queue).into_iter().find(|lease| lease.msg_id == msg_id)
+}
+
+/// Returns when the leases of exactly these messages are written, deadlines and all.
+#[track_caller]
+pub fn wait_written(client: &mut Client, queue: &str, msg_ids: &[i64]) {
+    queue_tests::wait_until(&format!("the leases of {msg_ids:?} are written"), || {
+        let written = written_leases(client, queue);
+        written.iter().all(|lease| lease.left_s.is_some())
+            && written.iter().map(|lease| lease.msg_id).eq(sorted(msg_ids.to_vec()))
+    });
+}
+
+/// Switches the worker of a database off, or lets the server's setting hold again, and returns when it is so.
+#[track_caller]
+pub fn set_worker(database: &Database, is_enabled: bool) {
+    let mut client = database.connect().unwrap();
+    let change = if is_enabled { "RESET pg_queue.worker_enabled" } else { "SET pg_queue.worker_enabled = off" };
+    client.batch_execute(&format!("ALTER DATABASE {} {change}", database.name)).unwrap();
+    let what = if is_enabled { "the worker runs" } else { "the worker has ended" };
+    queue_tests::wait_until(what, || find_worker(&mut client, &database.name).is_some() == is_enabled);
+}
+
 /// Starts a read that waits [`LONG`], and returns when it sleeps.
 pub fn reader_asleep(database: &Database, queue: &str) -> Reading {
     let reading = start_read(session(database), queue);

@@ -222,8 +222,10 @@ impl Arena<'_> {
         }
         let record = &mut self.slots[slot as usize];
         if record.lease_running() != row.lease_id {
+            // Over meanwhile; if it was given back, the row says one delivery too many, and a deadline.
             record.set_written(record.written().max(Written::Earlier));
             self.queues[q as usize].rows_are_stale = true;
+            self.queues[q as usize].rows_are_recounted = true;
             return;
         }
         let is_moved = record.deadline_us != row.until_us;
