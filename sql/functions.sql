@@ -391,9 +391,9 @@ COMMENT ON FUNCTION queue_leases(pg_catalog.text) IS
     'not built yet: raises 0A000. Who holds what';
 
 CREATE FUNCTION queue_health() RETURNS TABLE (severity pg_catalog.text, problem pg_catalog.text, object pg_catalog.text, detail pg_catalog.text, fix_sql pg_catalog.text)
-    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_unbuilt_rows';
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'queue_health';
 COMMENT ON FUNCTION queue_health() IS
-    'not built yet: raises 0A000. What is wrong and how to mend it';
+    'what is wrong right now and how to mend it, a row a problem; severity is critical or warning; nothing to tell, no row';
 
 CREATE PROCEDURE queue_wait(
     queues pg_catalog.text[],

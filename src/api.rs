@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::queue::{admin, finish, peek, redrive, retry, schedule, send, take, wait};
+use crate::queue::{admin, finish, health, peek, redrive, retry, schedule, send, take, wait};
 
 /// A function that the reference names and that is not built yet.
 fn unbuilt(_args: &Args) -> Result<Value> {
@@ -51,6 +51,7 @@ crate::sql_functions! {
     queue_schedule_pause => value writes schedule::queue_schedule_pause;
     queue_schedules => rows looks schedule::queue_schedules;
     queue_on_schedule => value looks schedule::on_schedule;
+    queue_health => rows looks health::queue_health;
     queue_unbuilt => value looks unbuilt;
     queue_unbuilt_rows => rows looks unbuilt_rows;
 }

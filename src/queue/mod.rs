@@ -5,7 +5,8 @@
 //! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
 //! transaction sees of its own sends, [`wait`] how one sleeps until there is something, [`lease`] what brings leases
 //! to the tables and back. [`resolve`] knows which table a queue's name means, [`admin`] makes and changes queues,
-//! [`dead_letter`] moves what failed for good, [`redrive`] brings it back, [`peek`] looks, [`schedule`] sends at times
+//! [`dead_letter`] moves what failed for good, [`redrive`] brings it back, [`peek`] and
+//! [`health`] look, [`schedule`] sends at times
 //! that [`schedule_rule`] tells.
 
 pub mod admin;
@@ -13,6 +14,7 @@ pub mod args;
 pub mod capture;
 pub mod dead_letter;
 pub mod finish;
+pub mod health;
 pub mod journal;
 pub mod lease;
 pub mod load;

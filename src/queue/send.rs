@@ -117,23 +117,6 @@ fn insert_by_statement(
     rows: impl ExactSizeIterator<Item = Given>,
     done: &mut dyn FnMut(i64),
 ) -> Result<()> {
-    let plan = queue.plan(For::Send, || {
-        // The row's number keeps the ids in the order of the input.
-        spi::prepare(
-            &format!(
-                "INSERT INTO {} (visible_at, headers, message, expires_at) SELECT v, h, m, e FROM ROWS FROM \
-                 (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) \
-                 WITH ORDINALITY AS input (v, h, m, e, n) ORDER BY n",
-                queue.table_name()
-            ),
-            &[
-                pg_sys::TIMESTAMPTZARRAYOID.into(),
-                pg_sys::JSONBARRAYOID.into(),
-                pg_sys::JSONBARRAYOID.into(),
-                pg_sys::TIMESTAMPTZARRAYOID.into(),
-            ],
-        )
-    });
     let (mut due, mut headers, mut messages, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for [visible_at, header, message, expires_at] in rows {
         ends.push(expires_at);
@@ -141,22 +124,44 @@ fn insert_by_statement(
         headers.push(header);
         messages.push(message);
     }
-    let (outcome, ids) = capture::sending(queue.relation, || {
-        plan.run(
-            &[
-                Value::array(pg_sys::TIMESTAMPTZOID.into(), &due),
-                Value::array(pg_sys::JSONBOID.into(), &headers),
-                Value::array(pg_sys::JSONBOID.into(), &messages),
-                Value::array(pg_sys::TIMESTAMPTZOID.into(), &ends),
-            ],
-            None,
-        )
-    });
+    let mut values = vec![
+        Value::array(pg_sys::TIMESTAMPTZOID.into(), &due),
+        Value::array(pg_sys::JSONBOID.into(), &headers),
+        Value::array(pg_sys::JSONBOID.into(), &messages),
+    ];
+    // Who may insert into some columns only need not have a right on this one where nothing expires.
+    let does_expire = queue.settings.message_ttl_us > 0 || ends.iter().any(|end| !end.is_null());
+    if does_expire {
+        values.push(Value::array(pg_sys::TIMESTAMPTZOID.into(), &ends));
+    }
+    let plan = send_plan(queue, does_expire);
+    let (outcome, ids) = capture::sending(queue.relation, || plan.run(&values, None));
     if (ids.len() as u64) < outcome.processed {
         return Err(no_trigger(queue));
     }
     ids.into_iter().for_each(done);
     Ok(())
+}
+
+/// The statement that inserts rows given as an array for each column, with `expires_at` or without.
+fn send_plan(queue: &Queue, does_expire: bool) -> spi::Plan {
+    let (purpose, column, value, array) = if does_expire {
+        (For::SendExpiring, ", expires_at", ", e", ", pg_catalog.unnest($4)")
+    } else {
+        (For::Send, "", "", "")
+    };
+    queue.plan(purpose, || {
+        // The row's number keeps the ids in the order of the input.
+        let statement = format!(
+            "INSERT INTO {} (visible_at, headers, message{column}) SELECT v, h, m{value} FROM ROWS FROM \
+             (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3){array}) WITH ORDINALITY \
+             AS input (v, h, m{value}, n) ORDER BY n",
+            queue.table_name()
+        );
+        let times = pg_sys::TIMESTAMPTZARRAYOID.into();
+        let types = [times, pg_sys::JSONBARRAYOID.into(), pg_sys::JSONBARRAYOID.into(), times];
+        spi::prepare(&statement, &types[..if does_expire { 4 } else { 3 }])
+    })
 }
 
 /// `queue_send_batch`: all or nothing; returns the ids in the order of the input.

@@ -6,7 +6,8 @@ mod tests {
     use serde_json::json;
 
     const SETTINGS: &str = "SELECT visibility_timeout, max_deliveries, dead_letter_queue, retry_delay, \
-        retry_backoff, retry_delay_max, retry_jitter, require_lease FROM queue_list() WHERE queue = 'q'";
+        retry_backoff, retry_delay_max, retry_jitter, require_lease, message_ttl, archive_retention, \
+        durable_leases FROM queue_list() WHERE queue = 'q'";
 
     #[pg_test]
     fn alter_with_nulls_changes_nothing() {
@@ -30,6 +31,10 @@ mod tests {
             ("retry_delay_max", "'2 h'", json!("02:00:00")),
             ("retry_jitter", "0.5", json!(0.5)),
             ("require_lease", "true", json!(true)),
+            ("message_ttl", "'1 h'", json!("01:00:00")),
+            ("message_ttl", "'0'", json!("00:00:00")),
+            ("archive_retention", "'30 days'", json!("720:00:00")),
+            ("durable_leases", "true", json!(true)),
             ("dead_letter_queue", "''", json!("")),
         ] {
             let mut expected = rows(SETTINGS);
@@ -43,17 +48,31 @@ mod tests {
     fn alter_with_an_unbuilt_setting_is_refused() {
         run("SELECT queue_create('q')");
         for (setting, given) in [
-            ("message_ttl", "'1 h'"),
-            ("archive_retention", "'1 day'"),
             ("max_length", "10"),
             ("overflow", "'drop_oldest'"),
             ("dedup_window", "'0'"),
             ("priority_ageing", "'1 s'"),
             ("group_fairness", "true"),
-            ("durable_leases", "true"),
         ] {
             fails(&format!("SELECT queue_alter('q', {setting} => {given})")).is_unbuilt(setting);
         }
+    }
+
+    #[pg_test]
+    fn alter_of_message_ttl_sets_the_columns_default() {
+        run("SELECT queue_create('q', message_ttl => '1 h')");
+        let lives = |from: &str, to: &str| {
+            run("INSERT INTO queue.q (message) VALUES ('1')");
+            assert!(is(&format!(
+                "(SELECT expires_at BETWEEN clock_timestamp() + '{from}' AND clock_timestamp() + '{to}' \
+                  FROM queue.q ORDER BY msg_id DESC LIMIT 1)"
+            )));
+        };
+        lives("59 min", "61 min");
+        run("SELECT queue_alter('q', message_ttl => '1 day')");
+        lives("23 h", "25 h");
+        run("SELECT queue_alter('q', message_ttl => '0'); INSERT INTO queue.q (message) VALUES ('1')");
+        assert!(is("(SELECT expires_at IS NULL FROM queue.q ORDER BY msg_id DESC LIMIT 1)"));
     }
 
     #[pg_test]
@@ -71,6 +90,8 @@ mod tests {
         fails("SELECT queue_alter('q', retry_jitter => 2)").is_out_of_range("retry_jitter", "2", "0 to 1");
         fails("SELECT queue_alter('q', retry_delay => '1 month')").says("22023", "retry_delay");
         fails("SELECT queue_alter('q', retry_delay_max => '-1 s')").says("22023", "retry_delay_max");
+        fails("SELECT queue_alter('q', message_ttl => '-1 s')").says("22023", "message_ttl");
+        fails("SELECT queue_alter('q', archive_retention => '1 month')").says("22023", "archive_retention");
         assert_eq!(rows(SETTINGS), before);
     }
 

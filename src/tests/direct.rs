@@ -19,7 +19,9 @@ mod tests {
                EXECUTE format('ALTER INDEX %s RENAME TO q_key', (SELECT indexrelid::regclass FROM pg_index \
                  WHERE indrelid = 'queue.q'::regclass AND indisprimary)); \
                EXECUTE format('ALTER INDEX %s RENAME TO q_due', (SELECT indexrelid::regclass FROM pg_index \
-                 WHERE indrelid = 'queue.q'::regclass AND NOT indisprimary)); \
+                 WHERE indrelid = 'queue.q'::regclass AND indkey[0] = 3)); \
+               EXECUTE format('ALTER INDEX %s RENAME TO q_expiry', (SELECT indexrelid::regclass FROM pg_index \
+                 WHERE indrelid = 'queue.q'::regclass AND indkey[0] = 10)); \
                EXECUTE format('ALTER SEQUENCE %s RENAME TO q_ids', pg_get_serial_sequence('queue.q', 'msg_id')); \
              END $$");
     }

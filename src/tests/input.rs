@@ -140,8 +140,6 @@ mod tests {
             "SELECT * FROM queue_stats('q')",
             "SELECT * FROM queue_leases()",
             "SELECT * FROM queue_leases('q')",
-            "SELECT * FROM queue_health()",
-            "CALL queue_wait('{q}', '1 s')",
             "SELECT queue_limit(NULL)",
         ] {
             fails(statement).is("0A000", "this function is not supported by this version of pg_queue", "", "");

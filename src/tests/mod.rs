@@ -13,6 +13,7 @@ mod direct;
 mod drop;
 mod finish;
 mod grant;
+mod health;
 mod input;
 mod names;
 mod peek;

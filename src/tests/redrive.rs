@@ -48,7 +48,8 @@ mod tests {
             rows(
                 "SELECT 2::bigint AS msg_id, enqueued_at, NULL::timestamptz AS visible_at, 0 AS delivery_count, \
                 7::smallint AS priority, 'g' AS group_key, '{\"h\": 1}'::jsonb AS headers, \
-                '{\"a\": 1}'::jsonb AS message, NULL::text AS last_error FROM queue.q"
+                '{\"a\": 1}'::jsonb AS message, NULL::text AS last_error, \
+                NULL::timestamptz AS expires_at FROM queue.q"
             )
         );
         assert_eq!(number("SELECT count(*) FROM queue.dead"), 0);

@@ -154,7 +154,7 @@ mod tests {
     fn send_with_an_unbuilt_option_is_refused() {
         run("SELECT queue_create('q')");
         for (option, given) in
-            [("priority", "1"), ("priority", "-1"), ("group_key", "'g'"), ("dedup_key", "''"), ("ttl", "'1 h'")]
+            [("priority", "1"), ("priority", "-1"), ("group_key", "'g'"), ("dedup_key", "''")]
         {
             fails(&format!("SELECT queue_send('q', '1', {option} => {given})")).is_unbuilt(option);
             let entry = match option {
@@ -163,9 +163,7 @@ mod tests {
             };
             fails(&format!("SELECT queue_send_entries('q', '[{entry}]')")).is_unbuilt(option);
         }
-        for (option, given) in
-            [("priority", "1"), ("group_keys", "'{g}'"), ("dedup_keys", "'{d}'"), ("ttl", "'1 h'")]
-        {
+        for (option, given) in [("priority", "1"), ("group_keys", "'{g}'"), ("dedup_keys", "'{d}'")] {
             fails(&format!("SELECT queue_send_batch('q', '{{1}}', {option} => {given})")).is_unbuilt(option);
         }
         assert_eq!(number("SELECT count(*) FROM queue.q"), 0);
@@ -359,6 +357,54 @@ mod tests {
     }
 
     #[pg_test]
+    fn send_with_a_ttl_expires_so_long_after_it_is_visible() {
+        run("SELECT queue_create('q', message_ttl => '1 day')");
+        run("SELECT queue_send('q', '1', ttl => '1 h')");
+        run("SELECT queue_send('q', '2', delay => '2 h', ttl => '1 h')");
+        run("SELECT queue_send('q', '3', deliver_at => '2999-01-01T00:00:00Z', ttl => '1 h')");
+        run("SELECT queue_send('q', '4')");
+        run("SELECT queue_send('q', '5', ttl => '0')");
+        run("SELECT queue_send_batch('q', '{6,7}', ttl => '1 h')");
+        run(r#"SELECT queue_send_entries('q', '[{"message": 8, "ttl": "1 h"}, {"message": 9}]')"#);
+        let hours =
+            "SELECT round(extract(epoch FROM expires_at - coalesce(visible_at, clock_timestamp())) / 3600) \
+                     FROM queue.q ORDER BY msg_id";
+        let (hour, day) = (json!(1), json!(24));
+        assert_eq!(
+            column(hours),
+            [
+                hour.clone(),
+                hour.clone(),
+                hour.clone(),
+                day.clone(),
+                json!(null),
+                hour.clone(),
+                hour.clone(),
+                hour,
+                day
+            ]
+        );
+    }
+
+    #[pg_test]
+    fn send_with_a_ttl_out_of_range_is_refused() {
+        run("SELECT queue_create('q')");
+        fails("SELECT queue_send('q', '1', ttl => '-1 s')").says("22023", "\"ttl\"");
+        fails("SELECT queue_send('q', '1', ttl => '1 month')").says("22023", "\"ttl\"");
+        fails("SELECT queue_send_entries('q', '[{\"message\": 1, \"ttl\": \"-1 s\"}]')")
+            .says("22023", "\"ttl\"");
+    }
+
+    #[pg_test]
+    fn read_of_an_expired_message_gives_nothing() {
+        run("SELECT queue_create('q')");
+        run("INSERT INTO queue.q (message, expires_at) VALUES ('1', clock_timestamp() - interval '1 s'), ('2', NULL)");
+        assert_eq!(column("SELECT message FROM queue_read('q', 10)"), [json!(2)]);
+        assert_eq!(column("SELECT message FROM queue_pop('q', 10)"), [] as [serde_json::Value; 0]);
+        assert_eq!(number("SELECT count(*) FROM queue.q"), 2);
+    }
+
+    #[pg_test]
     fn send_entries_keeps_strange_text() {
         run("SELECT queue_create('q')");
         let strange = r#"[{"message": {"k\"\\\n\u00e9é": "\u2028 \ud83d\ude00 \\u0000"}}]"#;
@@ -443,7 +489,7 @@ mod tests {
         fails("SELECT queue_send('q', '1')").is(
             "55000",
             "table of queue \"q\" is not intact",
-            "Its first nine columns are not those that queue_create made.",
+            "Its first ten columns are not those that queue_create made.",
             "",
         );
     }

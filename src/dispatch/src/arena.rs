@@ -748,6 +748,11 @@ impl<'a> Arena<'a> {
         })
     }
 
+    /// All slots.
+    pub fn slots_len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
     /// Slots that are free, of all.
     pub fn slots_free(&self) -> u32 {
         self.head.slots_free

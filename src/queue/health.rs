@@ -1,0 +1,154 @@
+//! `queue_health`: what is wrong right now and how to mend it, a row a problem. Looks, changes nothing. Each problem is
+//! a small question of its own; a role sees what concerns the queues that it may use, and of the server what Postgres
+//! shows it.
+
+use crate::error::Result;
+use crate::pg::call::{Args, Rows, Value};
+use crate::pg::{shmem, spi, user, xact};
+use crate::queue::{admin, resolve};
+use crate::settings;
+use pgrx::pg_sys;
+use queue_dispatch::NIL;
+
+/// A problem: severity, its name, what has it, what it is, and the statement that mends it.
+struct Problem {
+    is_critical: bool,
+    name: &'static str,
+    object: String,
+    detail: String,
+    fix: Option<String>,
+}
+
+/// A transaction that has been open for so long holds back vacuum.
+const SNAPSHOT_OLD: &str = "10 min";
+/// An archive of more rows than this, by the planner's estimate, that nobody trims.
+const ARCHIVE_ROWS: i64 = 1_000_000;
+
+/// `queue_health`.
+pub fn queue_health(_args: &Args, rows: &mut Rows) -> Result<()> {
+    let mut problems = Vec::new();
+    if !xact::is_standby() {
+        problems.extend(worker_missing()?);
+        problems.extend(dispatcher_full()?);
+    }
+    problems.extend(vacuum_held_back());
+    problems.extend(archives_growing());
+    for Problem { is_critical, name, object, detail, fix } in problems {
+        rows.emit([
+            Value::of(if is_critical { "critical" } else { "warning" }),
+            Value::of(name),
+            Value::of(object.as_str()),
+            Value::of(detail.as_str()),
+            fix.as_deref().map_or(Value::NULL, Value::of),
+        ]);
+    }
+    Ok(())
+}
+
+fn database_name() -> String {
+    let outcome = spi::look("SELECT pg_catalog.current_database()::pg_catalog.text", &[], &[]);
+    outcome.rows.first().and_then(|row| row[0].text()).unwrap_or_default()
+}
+
+fn worker_missing() -> Result<Option<Problem>> {
+    let database = user::database();
+    if shmem::with_arena(|arena, _, _| arena.worker_proc(database))? != NIL {
+        return Ok(None);
+    }
+    let name = database_name();
+    let (detail, fix) = if settings::is_worker_enabled() {
+        let detail =
+            "This database has no pg_queue worker: no process was free for it (max_worker_processes), it is \
+                      starting, or it fails; the server's log says which.";
+        let most = spi::look("SELECT pg_catalog.current_setting('max_worker_processes')", &[], &[]);
+        let most: i64 = most.rows.first().and_then(|r| r[0].text()?.parse().ok()).unwrap_or(8);
+        (detail, format!("ALTER SYSTEM SET max_worker_processes = {}", most.saturating_mul(2)))
+    } else {
+        let detail =
+            "This database has no pg_queue worker, because pg_queue.worker_enabled is off: nothing expires, \
+                      no schedule fires, no message moves to a dead-letter queue.";
+        (detail, format!("ALTER DATABASE {} RESET pg_queue.worker_enabled", spi::quoted(&name)))
+    };
+    let detail = detail.to_owned();
+    Ok(Some(Problem { is_critical: true, name: "worker_not_running", object: name, detail, fix: Some(fix) }))
+}
+
+fn dispatcher_full() -> Result<Option<Problem>> {
+    let (free, all) = shmem::with_arena(|arena, _, _| (arena.slots_free(), arena.slots_len()))?;
+    // Below this, messages that are not due yet get no slot any more (see the dispatcher's `room`).
+    if free >= all / 8 {
+        return Ok(None);
+    }
+    Ok(Some(Problem {
+        is_critical: false,
+        name: "dispatcher_full",
+        object: "pg_queue.max_messages".into(),
+        detail: format!(
+            "Of {all} messages that the dispatcher can track, {free} more have room. What has none stays in its table \
+             and is loaded as room appears."
+        ),
+        fix: Some(format!("ALTER SYSTEM SET pg_queue.max_messages = {}", u64::from(all) * 2)),
+    }))
+}
+
+fn vacuum_held_back() -> Vec<Problem> {
+    let outcome = spi::look(
+        &format!(
+            "SELECT pid::pg_catalog.int8, COALESCE(usename::pg_catalog.text, ''), COALESCE(state, ''), \
+             (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) xact_start)::pg_catalog.text \
+             FROM pg_catalog.pg_stat_activity WHERE backend_xmin IS NOT NULL \
+             AND xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) \
+               '{SNAPSHOT_OLD}'::pg_catalog.interval) ORDER BY xact_start LIMIT 10"
+        ),
+        &[],
+        &[],
+    );
+    let problem = |row: &Vec<Value>| {
+        let pid = row[0].i64()?;
+        Some(Problem {
+            is_critical: false,
+            name: "vacuum_held_back",
+            object: format!("process {pid} of {}", row[1].text()?),
+            detail: format!(
+                "Its transaction ({}) has been open for {}: no dead row younger than that can be removed. Reads stay \
+                 fast, but tables and indexes grow.",
+                row[2].text()?,
+                row[3].text()?
+            ),
+            fix: Some(format!("SELECT pg_terminate_backend({pid})")),
+        })
+    };
+    outcome.rows.iter().filter_map(problem).collect()
+}
+
+fn archives_growing() -> Vec<Problem> {
+    let outcome = user::acting_as_extension(|| {
+        spi::look(
+            "SELECT q.queue::pg_catalog.oid, c.reltuples::pg_catalog.int8 FROM queue_catalog.queue q \
+             JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) q.archive::pg_catalog.oid \
+             WHERE q.archive_retention OPERATOR(pg_catalog.=) '0'::pg_catalog.interval \
+             AND c.reltuples OPERATOR(pg_catalog.>) $1::pg_catalog.float8 ORDER BY 2 DESC",
+            &[pg_sys::INT8OID.into()],
+            &[Value::of(ARCHIVE_ROWS)],
+        )
+    });
+    let problem = |row: &Vec<Value>| {
+        let relation: u32 = row[0].get::<pg_sys::Oid>()?.into();
+        let name = user::relation_name(relation).filter(|name| resolve::find_table(name) == Some(relation))?;
+        let is_seen = user::is_monitor() || admin::may_use(relation);
+        is_seen.then(|| Problem {
+            is_critical: false,
+            name: "archive_grows",
+            detail: format!(
+                "Its archive has about {} messages and no archive_retention, so it only grows.",
+                row[1].i64().unwrap_or(0)
+            ),
+            fix: Some(format!(
+                "SELECT queue_alter('{}', archive_retention => '30 days')",
+                name.replace('\'', "''")
+            )),
+            object: name,
+        })
+    };
+    outcome.rows.iter().filter_map(problem).collect()
+}
