@@ -120,6 +120,8 @@ const SOURCES: [Source; 10] = [
 pub enum For {
     /// `send`: rows.
     Send,
+    /// `send`: rows of which some expire.
+    SendExpiring,
     /// `finish`: deletion through the executor.
     Delete,
     /// `retry`: the row's new state.
@@ -130,7 +132,7 @@ pub enum For {
     Redrive,
 }
 
-const PLANS: usize = 5;
+const PLANS: usize = 6;
 
 thread_local! {
     static CACHE: RefCell<HashMap<String, Rc<Queue>>> = RefCell::new(HashMap::new());
