@@ -686,7 +686,7 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
             "database" => set_worker(&database, false),
             _ => reload(&mut client, "ALTER SYSTEM SET pg_queue.worker_enabled = off"),
         }
-        wait_until("there is no worker", || find_worker(&mut client, &database.name).is_none());
+        wait_no_worker(&database);
         println!("{scope}: off after {} ms", begun.elapsed().as_millis());
         assert!(begun.elapsed() < Duration::from_secs(8), "two seconds, on an idle machine");
         works_without_worker(&database);
@@ -695,7 +695,7 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
             assert_eq!(find_worker(&mut client, &other.name), Some(neighbour), "others keep theirs");
             set_worker(&database, true);
         } else {
-            assert_eq!(find_worker(&mut client, &other.name), None);
+            wait_no_worker(&other);
             reload(&mut client, "ALTER SYSTEM RESET pg_queue.worker_enabled");
         }
         assert_ne!(worker_pid(&database), first);
