@@ -129,15 +129,9 @@ fn send_with(client: &mut Client, queue: &str, options: &str) -> i64 {
 
 #[track_caller]
 fn wait_rows(client: &mut Client, queue: &str, ids: &[i64]) {
-    let mut found: Vec<i64> = Vec::new();
-    let begun = Instant::now();
     wait_until(&format!("{queue} holds exactly {ids:?}"), || {
-        if begun.elapsed() > Duration::from_secs(20) && !found.is_empty() {
-            eprintln!("{queue} holds {found:?}");
-        }
         let sql = format!("SELECT msg_id FROM queue.{queue} ORDER BY 1");
-        found = client.query(&sql, &[]).unwrap().iter().map(|row| row.get::<_, i64>(0)).collect();
-        found == ids
+        client.query(&sql, &[]).unwrap().iter().map(|row| row.get::<_, i64>(0)).eq(ids.iter().copied())
     });
 }
 
@@ -692,7 +686,7 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
             "database" => set_worker(&database, false),
             _ => reload(&mut client, "ALTER SYSTEM SET pg_queue.worker_enabled = off"),
         }
-        wait_until("there is no worker", || find_worker(&mut client, &database.name).is_none());
+        wait_no_worker(&database);
         println!("{scope}: off after {} ms", begun.elapsed().as_millis());
         assert!(begun.elapsed() < Duration::from_secs(8), "two seconds, on an idle machine");
         works_without_worker(&database);
@@ -701,7 +695,7 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
             assert_eq!(find_worker(&mut client, &other.name), Some(neighbour), "others keep theirs");
             set_worker(&database, true);
         } else {
-            assert_eq!(find_worker(&mut client, &other.name), None);
+            wait_no_worker(&other);
             reload(&mut client, "ALTER SYSTEM RESET pg_queue.worker_enabled");
         }
         assert_ne!(worker_pid(&database), first);

@@ -111,6 +111,13 @@ pub fn drop_snapshots() {
     // SAFETY: the procedure's caller holds none but its portals' (ExecuteCallStmt), as for the COMMIT that it might
     // make (_SPI_commit).
     unsafe {
+        // Of a CALL that returns something the portal keeps one more, for what is in its result: given up as
+        // PreCommit_Portals does, since that result is not made yet.
+        let portal = pg_sys::ActivePortal;
+        if !portal.is_null() && !(*portal).holdSnapshot.is_null() && !(*portal).resowner.is_null() {
+            pg_sys::UnregisterSnapshotFromOwner((*portal).holdSnapshot, (*portal).resowner);
+            (*portal).holdSnapshot = std::ptr::null_mut();
+        }
         pg_sys::ForgetPortalSnapshots();
         pg_sys::InvalidateCatalogSnapshot();
     }

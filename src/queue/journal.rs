@@ -538,8 +538,10 @@ fn publish(journal: &Journal) {
     if !journal.expiries.is_empty() {
         let _ = shmem::with_arena(|arena, now, fx| {
             for (relation, at_us) in &journal.expiries {
-                if let Some(at) = arena.queue_find(database, *relation) {
-                    arena.expires_at(at, *at_us, now, fx);
+                match arena.queue_find(database, *relation) {
+                    Some(at) => arena.expires_at(at, *at_us, now, fx),
+                    // Plain SQL alone gives a queue no place in the dispatcher: the worker does, and finds the row.
+                    None => arena.worker_wake(database, fx),
                 }
             }
         });

@@ -241,8 +241,21 @@ pub fn set_worker(database: &Database, is_enabled: bool) {
     let mut client = database.connect().unwrap();
     let change = if is_enabled { "RESET pg_queue.worker_enabled" } else { "SET pg_queue.worker_enabled = off" };
     client.batch_execute(&format!("ALTER DATABASE {} {change}", database.name)).unwrap();
-    let what = if is_enabled { "the worker runs" } else { "the worker has ended" };
-    queue_tests::wait_until(what, || find_worker(&mut client, &database.name).is_some() == is_enabled);
+    if is_enabled {
+        worker_pid(database);
+    } else {
+        wait_no_worker(database);
+    }
+}
+
+/// Returns when a database has no worker, not even a busy one.
+#[track_caller]
+pub fn wait_no_worker(database: &Database) {
+    let mut client = database.connect().unwrap();
+    let sql = "SELECT FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' AND datname = $1";
+    queue_tests::wait_until("the worker has ended", || {
+        client.query(sql, &[&database.name]).unwrap().is_empty()
+    });
 }
 
 /// Starts a read that waits [`LONG`], and returns when it sleeps.
