@@ -278,9 +278,10 @@ unsafe extern "C-unwind" fn after_utility(concern: Concern) {
         Concern::Renamed(table) => (hooks.table_renamed)(table),
         Concern::PreparedCommitted => (hooks.prepared_committed)(),
         Concern::Configured => (hooks.extensions_changed)(),
-        // SAFETY: the parse tree, which still stands, has the channel's name null-terminated.
         Concern::Listening(name) => {
-            (hooks.listening)(&unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy())
+            // SAFETY: the parse tree, which still stands, has the channel's name null-terminated.
+            let channel = unsafe { std::ffi::CStr::from_ptr(name) };
+            (hooks.listening)(&channel.to_string_lossy());
         }
         _ => {}
     }

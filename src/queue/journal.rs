@@ -552,7 +552,12 @@ fn publish(journal: &Journal) {
 }
 
 fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: Now, fx: &mut Effects) {
-    let Some(at) = arena.queue_find(database, local.relation) else { return };
+    let Some(at) = arena.queue_find(database, local.relation) else {
+        if arena.has_listeners(database) {
+            arena.worker_wake(database, fx); // it gives the queue its place, and tells those who listen
+        }
+        return;
+    };
     match local.state {
         State::Waiting => arena.publish(at, local.row, Change::Insert, now, fx),
         State::Leased { lease_id, until_us, commit_until_us } => {

@@ -28,9 +28,7 @@ mod tests {
         as_role("stranger", || {
             assert_eq!(number("SELECT count(*) FROM queue_health() WHERE problem = 'archive_grows'"), 0)
         });
-        run(value(&format!("SELECT fix_sql FROM queue_health() WHERE problem = 'archive_grows'"))
-            .as_str()
-            .unwrap());
+        run(value("SELECT fix_sql FROM queue_health() WHERE problem = 'archive_grows'").as_str().unwrap());
         assert_eq!(rows(&format!("{PROBLEM} 'archive_grows'")), [] as [serde_json::Value; 0]);
     }
 }

@@ -179,7 +179,8 @@ fn tell_idle(database: u32) {
 fn round(database: u32, next_us: i64, turns: &mut Turns) -> i64 {
     let mut next_us = next_us;
     let mut from = 0;
-    let (mut to_flush, mut to_notify): (Vec<(QueueRef, u32)>, Vec<(QueueRef, u32)>) = (Vec::new(), Vec::new());
+    let mut to_flush: Vec<(QueueRef, u32)> = Vec::new();
+    let mut to_notify: Vec<(QueueRef, u32)> = Vec::new();
     while from != NIL {
         let Ok((tick, next)) = shmem::with_arena(|arena, now, fx| arena.tick(database, from, now, fx)) else {
             break;

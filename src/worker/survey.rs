@@ -40,15 +40,10 @@ pub fn attach_queues(database: u32) {
     for chunk in found.unwrap_or_default().chunks(CHUNK) {
         let is_full = worker::transaction("looking at queues", || {
             for (relation, is_wanted) in chunk {
-                match attach(database, *relation, *is_wanted) {
-                    Err(error @ Error::Full { .. }) => {
-                        pgrx::log!(
-                            "pg_queue worker: some queues are not served until they are used: {error:?}"
-                        );
-                        return Ok(true);
-                    }
-                    // It is locked, changed or dropped right now: whoever uses it next attaches it.
-                    Ok(()) | Err(_) => {}
+                // Any other error: it is locked, changed or dropped right now, and whoever uses it next attaches it.
+                if let Err(error @ Error::Full { .. }) = attach(database, *relation, *is_wanted) {
+                    pgrx::log!("pg_queue worker: some queues are not served until they are used: {error:?}");
+                    return Ok(true);
                 }
             }
             Ok(false)
