@@ -753,6 +753,8 @@ impl World {
 
     /// Finds the structure dirty: everything is forgotten.
     fn reset(&mut self, seed: u64) {
+        // Random in the server: a seed that comes twice would bring its lease ids again.
+        let seed = seed | (self.lease_ids.len() as u64 + 1) << 8;
         let mut fx = Effects::new();
         self.memory.arena().reset(self.config, seed, &mut fx);
         for (w, sleeper) in self.sleepers.iter_mut().enumerate() {
