@@ -686,7 +686,7 @@ fn bad_input_gets_its_sqlstate_and_changes_nothing() {
         ("0A000", "SELECT queue_send('q', '1', priority => 1)"),
         ("0A000", "SELECT * FROM queue_read('q', filter => '{}')"),
         ("0A000", "SELECT * FROM queue_stats()"),
-        ("0A000", "SELECT queue_create('r', durable_leases => true)"),
+        ("0A000", "SELECT queue_create('r', max_length => 1)"),
         ("P0002", "SELECT queue_delete('q', 99, strict => true)"),
     ];
     for (sqlstate, sql) in cases {

@@ -4,12 +4,12 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::Value;
-use crate::pg::table::Snapshot;
+use crate::pg::table::{Snapshot, Table};
 use crate::pg::{latch, shmem, spi, user};
-use crate::queue::journal;
 use crate::queue::resolve::Queue;
+use crate::queue::{journal, row_of};
 use pgrx::pg_sys;
-use queue_dispatch::{LeaseRow, Now, QueueRef, Restore, Row, Tid, Written, CHUNK_MAX, NIL};
+use queue_dispatch::{LeaseRow, Now, QueueRef, Restore, Row, Written, CHUNK_MAX, NIL};
 
 /// Restores the leases of a queue that was just attached, unless that was done, or waits until another backend has.
 /// Reads only; the caller holds a lock on the table.
@@ -25,7 +25,7 @@ pub fn restore(queue: &Queue, at: QueueRef) -> Result<()> {
     }
     journal::loading(Some(at));
     crate::wait_point!("restore");
-    let leases = written_leases(queue);
+    let leases = written_leases(queue)?;
     let mut is_full = false;
     for chunk in leases.chunks(CHUNK_MAX) {
         is_full = shmem::with_arena(|arena, now, fx| {
@@ -75,43 +75,37 @@ impl WrittenLease {
 }
 
 /// What is written of leases of messages that are there and whose own rows do not know of those deliveries: as others
-/// see it, without what this transaction itself may have changed.
-fn written_leases(queue: &Queue) -> Vec<WrittenLease> {
+/// see it, without what this transaction itself may have changed. The queue's table is not named in a statement: that
+/// would leave a lock on it until the transaction's end, and a reader that goes on to sleep is in nobody's way.
+fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
     let snapshot = Snapshot::latest_of_others();
     let outcome = user::acting_as_extension(|| {
         spi::look(
-            &format!(
-                "SELECT l.msg_id, l.lease_id, l.delivery_count, l.leased_at, l.until, m.visible_at, m.delivery_count \
-                 FROM queue_catalog.lease l JOIN ONLY {} m ON m.msg_id OPERATOR(pg_catalog.=) l.msg_id \
-                 WHERE l.queue OPERATOR(pg_catalog.=) $1 \
-                 AND l.delivery_count OPERATOR(pg_catalog.>) m.delivery_count",
-                queue.table_name()
-            ),
+            "SELECT msg_id, lease_id, delivery_count, leased_at, until FROM queue_catalog.lease \
+             WHERE queue OPERATOR(pg_catalog.=) $1",
             &[pg_sys::OIDOID.into()],
             &[Value::of(pg_sys::Oid::from(queue.relation))],
         )
     });
-    snapshot.done();
-    let count = |value: Value| value.get::<i32>().unwrap_or(0).max(0) as u32;
-    outcome
-        .rows
-        .iter()
-        .filter_map(|row| {
-            let row_of_message = Row {
-                msg_id: row[0].i64()?,
-                tid: Tid::default(),
-                visible_at_us: row[5].time_us(),
-                count: count(row[6]),
-            };
-            Some(WrittenLease {
+    let mut leases = Vec::new();
+    let has_leases = !outcome.rows.is_empty(); // most queues have none
+    if let Some(table) = has_leases.then(|| Table::open(queue.relation, None)).flatten() {
+        leases.try_reserve_exact(outcome.rows.len()).map_err(|_| Error::Memory)?;
+        leases.extend(outcome.rows.iter().filter_map(|row| {
+            let message = table.lookup(queue.key, row[0].i64()?, &snapshot)?;
+            let lease = WrittenLease {
                 lease_id: row[1].i64()?,
-                count: count(row[2]),
+                count: row[2].get::<i32>()?.max(0) as u32,
                 leased_at_us: row[3].time_us()?,
                 until_us: row[4].time_us(),
-                row: row_of_message,
-            })
-        })
-        .collect()
+                row: row_of(&message),
+            };
+            (lease.count > lease.row.count).then_some(lease)
+        }));
+        table.close(None, true);
+    }
+    snapshot.done();
+    Ok(leases)
 }
 
 /// Sleeps until the worker has written the counts of these leases (message, lease) and its transaction is on disk.
