@@ -707,7 +707,11 @@ fn pg_upgrade(old: &Cluster, new: &Cluster) -> Result<String, String> {
     let restores = logs("pg_upgrade_dump_");
     let errors: Vec<&str> =
         restores.lines().filter(|line| line.contains("error: ") || line.contains("ERROR: ")).collect();
-    Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), errors.join("\n")))
+    Err(if errors.is_empty() {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    } else {
+        errors.join("\n")
+    })
 }
 
 /// A cluster for pg_upgrade to fill: 18 and later have checksums by default, those before do not.
