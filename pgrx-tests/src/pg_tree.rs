@@ -9,7 +9,8 @@ use anyhow::{anyhow, bail, Context, Result};
 
 /// Tests find their PostgreSQL, with the extension installed into it, by this variable.
 pub const PG_CONFIG_ENV: &str = "PG_QUEUE_TEST_PG_CONFIG";
-/// An older one, also with the extension: what the test of pg_upgrade comes from.
+/// Older ones, also with the extension, oldest first and separated like a PATH: what the test of pg_upgrade may come
+/// from.
 pub const PG_CONFIG_OLD_ENV: &str = "PG_QUEUE_TEST_PG_CONFIG_OLD";
 
 #[derive(Clone, Debug)]
@@ -64,15 +65,15 @@ impl PgTree {
         Self::from_pg_config(Path::new(&pg_config))
     }
 
-    /// The one that `cargo xtask test` prepared to be upgraded from.
-    pub fn old_from_env() -> Result<Self> {
-        let pg_config = std::env::var_os(PG_CONFIG_OLD_ENV).ok_or_else(|| {
+    /// Those that `cargo xtask test` prepared to be upgraded from, oldest first.
+    pub fn old_from_env() -> Result<Vec<Self>> {
+        let pg_configs = std::env::var_os(PG_CONFIG_OLD_ENV).ok_or_else(|| {
             anyhow!(
                 "{PG_CONFIG_OLD_ENV} is not set: pg_upgrade needs an older PostgreSQL, with pg_queue installed, \
                  beside that of {PG_CONFIG_ENV}; `cargo xtask test` on two versions or more sets both"
             )
         })?;
-        Self::from_pg_config(Path::new(&pg_config))
+        std::env::split_paths(&pg_configs).map(|path| Self::from_pg_config(&path)).collect()
     }
 
     pub fn program(&self, name: &str) -> PathBuf {
