@@ -164,10 +164,14 @@ impl Times {
         value
     }
 
+    fn worst(&self) -> Duration {
+        self.all.iter().max().copied().unwrap_or_default()
+    }
+
     /// Tells the worst, also where the test passes, and asserts the bound.
     #[track_caller]
     fn check(&self, bound: Duration) {
-        let worst = self.all.iter().max().unwrap();
+        let worst = self.worst();
         tell(&format!("{}: {} times, worst {worst:.0?}", self.what, self.all.len()));
         assert!(self.all.iter().all(|took| *took <= bound), "{}: {:?}", self.what, self.all);
     }
@@ -212,6 +216,7 @@ fn create_database_from_a_template_under_load_is_done_at_once() {
     let (other, database) = (loadable(&cluster), loadable(&cluster));
     let elsewhere = Load::start(&other);
     let mut times = Times::of("CREATE DATABASE ... TEMPLATE");
+    let mut plain = Times::of("CREATE DATABASE ... TEMPLATE template0");
     for _ in 0..rounds() {
         let load = Load::start(&database);
         lay_backlog(&mut session(&database));
@@ -220,6 +225,9 @@ fn create_database_from_a_template_under_load_is_done_at_once() {
         let copy = format!("{}_copy", database.name);
         let sql = format!("CREATE DATABASE {copy} TEMPLATE {}", database.name);
         times.time(|| admin.batch_execute(&sql).unwrap());
+        // What the copying itself takes, with nobody in the way, is Postgres' own.
+        plain.time(|| admin.batch_execute("CREATE DATABASE plain TEMPLATE template0").unwrap());
+        admin.batch_execute("DROP DATABASE plain").unwrap();
         let copy = Database { cluster: &cluster, name: copy };
         assert_midway(&mut session(&copy));
         for database in [&copy, &database] {
@@ -228,7 +236,7 @@ fn create_database_from_a_template_under_load_is_done_at_once() {
         }
         elsewhere.wait_busy();
     }
-    times.check(AT_ONCE);
+    times.check(AT_ONCE + plain.worst());
 }
 
 #[test]

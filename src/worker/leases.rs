@@ -14,6 +14,7 @@ use crate::settings;
 use crate::worker::database::{open, Opened};
 use pgrx::pg_sys;
 use queue_dispatch::{LeaseRow, LeaseWalk, Now, QueueRef, RowFate, Tick, Written, CHUNK_MAX};
+use std::collections::HashMap;
 
 /// Most leases that one transaction writes.
 const WRITE_MAX: usize = 1_000;
@@ -71,6 +72,13 @@ fn write(database: u32, batch: &mut Vec<Due>, interval_us: i64) {
         });
     }
     due.retain(|one| !(one.is_open && one.row.written >= Written::Count));
+    // One that moved while the queue was walked has come twice; a statement can write a row once.
+    let mut last = HashMap::with_capacity(due.len());
+    for (place, one) in due.iter().enumerate() {
+        last.insert((one.relation, one.row.msg_id), place);
+    }
+    let mut place = 0..due.len();
+    due.retain(|one| last.get(&(one.relation, one.row.msg_id)).copied() == place.next());
     if due.is_empty() {
         return;
     }

@@ -299,7 +299,7 @@ impl<'a> Arena<'a> {
         self.queues.fill(Queue::FREE);
         self.wait_nodes.fill(WaitNode::FREE);
         for (proc, waiter) in self.waiters.iter_mut().enumerate() {
-            if waiter.is_waiting {
+            if waiter.is_waiting || waiter.written_db != NIL {
                 fx.wake(proc as u32);
             }
             *waiter = Waiter::IDLE;
@@ -447,9 +447,9 @@ impl<'a> Arena<'a> {
         record.policy = policy;
         record.policy_version = record.policy_version.wrapping_add(1);
         record.is_configured = true;
-        let has_ready = record.ready_len > 0;
+        let has_some = record.ready_len > 0 || record.mark != NO_MARK;
         self.wake_rest(q, fx);
-        if has_ready {
+        if has_some {
             self.tell_news(q, fx); // it may have been paused
         }
         self.worker_wanted(q, fx);
@@ -728,6 +728,7 @@ impl<'a> Arena<'a> {
         let q = self.slots[index as usize].queue;
         self.file(index, State::Leased);
         self.worker_wanted_at(q, deadline_us, fx);
+        self.flush_lease(index, fx);
     }
 
     // ---- for those who look --------------------------------------------------------------------------------

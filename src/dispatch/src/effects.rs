@@ -46,6 +46,11 @@ impl Effects {
         }
     }
 
+    /// More are to be woken than there is room for.
+    pub(crate) fn wake_everyone(&mut self) {
+        self.is_everyone = true;
+    }
+
     fn push(&mut self, proc: u32) {
         if self.len < EFFECTS_MAX {
             self.procs[self.len] = proc;
@@ -60,8 +65,8 @@ impl Effects {
         &self.procs[..self.len]
     }
 
-    /// More are to be woken than the list can hold: set the latch of every backend that may wait or work. Only
-    /// [`crate::Arena::reset`], which wakes them all, comes to this.
+    /// More are to be woken than the list can hold: set the latch of every backend that may wait or work. Only what
+    /// wakes all comes to this: [`crate::Arena::reset`], [`crate::Arena::workers_wake`], [`crate::Arena::written_wake`].
     pub fn is_everyone(&self) -> bool {
         self.is_everyone
     }

@@ -2,6 +2,7 @@
 //! taken, however late its transaction commits; the pin says where the slot goes if it does not.
 
 use crate::arena::{Arena, QueueRef};
+use crate::lease::Written;
 use crate::slot::{Row, State, Tid};
 use crate::{Effects, Now, NIL};
 
@@ -81,6 +82,9 @@ impl Arena<'_> {
         let pinned = Pinned { tid: record.tid(), count: record.count, lease_id };
         if lease_id != 0 {
             self.list_pinned(slot);
+            if self.slots[slot as usize].written() < Written::Count {
+                self.flush_lease(slot, fx); // a walk that has passed the list comes again
+            }
         }
         Pin::Done(pinned)
     }

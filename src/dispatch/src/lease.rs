@@ -20,14 +20,10 @@
 use crate::arena::{Arena, QueueRef};
 use crate::slot::{Row, State};
 use crate::tree::{self, Order};
-use crate::{Effects, Now, NEVER_US, NIL};
+use crate::{Effects, Now, NEVER_US, NIL, NO_MARK};
 
 /// How long stale rows lie before they are swept together, microseconds.
 pub const SWEEP_US: i64 = 10_000_000;
-
-/// Most pinned leases that one hold of the lock looks at. More than that in one queue, all held by open transactions
-/// for longer than the flush interval, are looked at as the first ones end.
-const PINNED_MAX: usize = 1_024;
 
 /// How much of a lease its row in the catalog holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,17 +87,26 @@ impl Default for LeaseRow {
     }
 }
 
-/// Where a walk over a queue's leases goes on.
+/// Where a walk over a queue's leases goes on. First come those that are pinned, by the list they are in, then the
+/// others, by their deadlines. A lease that moves while the walk goes on may come twice; one that the walk misses has
+/// asked for another.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseWalk {
-    deadline_us: i64,
-    msg_id: i64,
-    is_begun: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Start,
+    /// The next slot of the list, and its message.
+    Pinned(u32, i64),
+    /// Behind this deadline and message.
+    Timed(i64, i64),
 }
 
 impl LeaseWalk {
     /// At the beginning.
-    pub const START: LeaseWalk = LeaseWalk { deadline_us: i64::MIN, msg_id: i64::MIN, is_begun: false };
+    pub const START: LeaseWalk = LeaseWalk { stage: Stage::Start };
 }
 
 /// Whether a queue's leases are to be read from their rows.
@@ -132,7 +137,17 @@ impl Arena<'_> {
         let queue = &mut self.queues[q as usize];
         if at_us < queue.flush_at_us {
             queue.flush_at_us = at_us;
-            self.worker_wanted_at(q, at_us, fx);
+            self.worker_called_at(q, at_us, fx);
+        }
+    }
+
+    /// A lease that is not wholly written, and will outlive the interval, is to be looked at by the worker.
+    pub(crate) fn flush_lease(&mut self, slot: u32, fx: &mut Effects) {
+        let record = &self.slots[slot as usize];
+        let q = record.queue;
+        let at_us = record.leased_at_us.saturating_add(self.queues[q as usize].flush_us);
+        if record.written() != Written::Whole && at_us < record.deadline_us {
+            self.flush_wanted_at(q, at_us, fx);
         }
     }
 
@@ -158,33 +173,53 @@ impl Arena<'_> {
         let Some(q) = self.index_of(queue) else { return (0, true) };
         let interval_us = interval_us.min(self.queues[q as usize].flush_us);
         let mut found = 0;
-        if !walk.is_begun {
-            walk.is_begun = true;
-            let mut slot = self.queues[q as usize].pinned;
-            for _ in 0..PINNED_MAX {
-                if slot == NIL || found == out.len() {
-                    break;
-                }
-                found += self.flush_look(q, slot, interval_us, now, &mut out[found..]);
-                slot = self.slots[slot as usize].right;
-            }
-        }
         for _ in 0..crate::CHUNK_MAX {
-            let root = self.queues[q as usize].timed;
-            let slot = tree::after(self.slots, root, (walk.deadline_us, walk.msg_id), Order::Deadline);
-            if slot == NIL {
-                return (found, true);
-            }
             if found == out.len() {
-                break;
+                return (found, false);
             }
-            let record = &self.slots[slot as usize];
-            (walk.deadline_us, walk.msg_id) = (record.deadline_us, record.msg_id);
-            if record.state() == State::Leased {
+            let slot = match walk.stage {
+                Stage::Start => self.queues[q as usize].pinned,
+                Stage::Pinned(slot, msg_id) => {
+                    let record = &self.slots[slot as usize];
+                    if !record.is_listed || record.queue != q || record.msg_id != msg_id {
+                        // The list has changed under the walk: what it misses is looked at in the next round.
+                        self.flush_comes_at(q, now.mono_us);
+                        NIL
+                    } else {
+                        slot
+                    }
+                }
+                Stage::Timed(deadline_us, msg_id) => {
+                    let root = self.queues[q as usize].timed;
+                    let slot = tree::after(self.slots, root, (deadline_us, msg_id), Order::Deadline);
+                    if slot == NIL {
+                        return (found, true);
+                    }
+                    slot
+                }
+            };
+            walk.stage = match walk.stage {
+                _ if slot == NIL => Stage::Timed(i64::MIN, i64::MIN),
+                Stage::Timed(..) => {
+                    Stage::Timed(self.slots[slot as usize].deadline_us, self.slots[slot as usize].msg_id)
+                }
+                Stage::Start | Stage::Pinned(..) => match self.slots[slot as usize].right {
+                    NIL => Stage::Timed(i64::MIN, i64::MIN),
+                    next => Stage::Pinned(next, self.slots[next as usize].msg_id),
+                },
+            };
+            if slot != NIL && self.slots[slot as usize].lease_running() != 0 {
                 found += self.flush_look(q, slot, interval_us, now, &mut out[found..]);
             }
         }
         (found, false)
+    }
+
+    /// The worker, which is at it, looks for leases to write again at `at_us`.
+    fn flush_comes_at(&mut self, q: u32, at_us: i64) {
+        let queue = &mut self.queues[q as usize];
+        queue.flush_at_us = queue.flush_at_us.min(at_us);
+        self.worker_comes_at(q, at_us);
     }
 
     /// Looks at one lease; 1 if it is to be written.
@@ -195,8 +230,9 @@ impl Arena<'_> {
         }
         let at_us = record.leased_at_us.saturating_add(interval_us);
         if at_us > now.mono_us {
-            let queue = &mut self.queues[q as usize];
-            queue.flush_at_us = queue.flush_at_us.min(at_us);
+            if at_us < record.deadline_us {
+                self.flush_comes_at(q, at_us);
+            }
             return 0;
         }
         out[0] = LeaseRow {
@@ -229,9 +265,13 @@ impl Arena<'_> {
             return;
         }
         let is_moved = record.deadline_us != row.until_us;
-        record.set_written(if is_moved { Written::Count } else { written });
-        if is_moved {
-            self.flush_wanted_at(q, 0, fx);
+        record.set_written(match () {
+            () if record.count != row.count => Written::Earlier,
+            () if is_moved => Written::Count.min(written),
+            () => written,
+        });
+        if is_moved || record.count != row.count {
+            self.flush_lease(slot, fx);
         }
     }
 
@@ -264,9 +304,13 @@ impl Arena<'_> {
     pub fn written_wake(&mut self, database: u32, fx: &mut Effects) {
         let Some(db) = self.db_find(database) else { return };
         for proc in 0..self.waiters.len() {
-            if self.waiters[proc].written_db == db && fx.has_room() {
+            if self.waiters[proc].written_db == db {
                 self.waiters[proc].written_db = NIL;
-                fx.wake(proc as u32);
+                if fx.has_room() {
+                    fx.wake(proc as u32);
+                } else {
+                    fx.wake_everyone();
+                }
             }
         }
     }
@@ -309,19 +353,23 @@ impl Arena<'_> {
         }
     }
 
-    /// What is to become of a row that says that a message was delivered `count` times.
-    pub fn row_fate(&self, queue: QueueRef, msg_id: i64, count: u32) -> RowFate {
+    /// What is to become of a row that says that a message was delivered `count` times. One that is to go counts as
+    /// gone from here on.
+    pub fn row_fate(&mut self, queue: QueueRef, msg_id: i64, count: u32) -> RowFate {
         let Some(q) = self.index_of(queue) else { return RowFate::Keep };
         let slot = self.find(q, msg_id);
         if slot == NIL {
             return RowFate::Keep;
         }
-        let record = &self.slots[slot as usize];
+        let record = &mut self.slots[slot as usize];
         let is_over = matches!(record.state(), State::Ready | State::Delayed | State::Exhausted);
-        if is_over && record.count < count {
-            RowFate::Recount(if record.count > record.row_count { record.count } else { 0 })
-        } else {
+        if !is_over || record.count >= count {
             RowFate::Keep
+        } else if record.count > record.row_count {
+            RowFate::Recount(record.count)
+        } else {
+            record.set_written(Written::No);
+            RowFate::Recount(0)
         }
     }
 
@@ -363,23 +411,52 @@ impl Arena<'_> {
             self.describe(slot, row);
         } else {
             let record = &self.slots[slot as usize];
-            if record.lease_id != 0 || record.state() == State::Pinned {
-                return true; // a finish by id was faster
+            if record.lease_id != 0 || record.row_count >= lease.count {
+                return true; // published since those rows were read, by one who knows more
+            }
+            if record.state() == State::Pinned {
+                self.restore_pinned(slot, lease, now, fx);
+                return true;
             }
             self.unfile(slot);
+            self.restore_into(slot, lease);
+            if lease.until_us > now.mono_us {
+                self.file_leased(slot, lease.until_us, fx);
+            } else {
+                self.file_ready(slot, fx); // its row may have been published since: whoever takes it looks
+            }
+            return true;
         }
-        let record = &mut self.slots[slot as usize];
-        record.count = record.count.max(lease.count);
-        record.lease_id = lease.lease_id;
-        record.leased_at_us = lease.leased_at_us;
-        record.pid = lease.pid;
-        record.set_written(Written::Whole);
+        self.restore_into(slot, lease);
         if lease.until_us > now.mono_us {
             self.file_leased(slot, lease.until_us, fx);
         } else {
             self.file_as_row(slot, row, now, fx);
         }
         true
+    }
+
+    fn restore_into(&mut self, slot: u32, lease: &LeaseRow) {
+        let record = &mut self.slots[slot as usize];
+        record.count = record.count.max(lease.count);
+        record.lease_id = lease.lease_id;
+        record.leased_at_us = lease.leased_at_us;
+        record.pid = lease.pid;
+        record.set_written(Written::Whole);
+    }
+
+    /// A finish that names no lease was faster: the lease is what is there if it is undone.
+    fn restore_pinned(&mut self, slot: u32, lease: &LeaseRow, now: Now, fx: &mut Effects) {
+        self.restore_into(slot, lease);
+        let record = &mut self.slots[slot as usize];
+        if lease.until_us > now.mono_us {
+            record.from = State::Leased as u8;
+            record.deadline_us = lease.until_us;
+            self.list_pinned(slot);
+            self.flush_lease(slot, fx);
+        } else {
+            record.from = State::Ready as u8;
+        }
     }
 
     /// The queue's leases are restored: from now on it delivers. Wakes who waits.
@@ -397,6 +474,10 @@ impl Arena<'_> {
         let record = &mut self.queues[q as usize];
         record.loader = NIL;
         record.is_restoring = false;
+        let is_asked = record.load_wanted && record.mark != NO_MARK;
         self.wake_rest(q, fx);
+        if is_asked {
+            self.worker_wanted(q, fx); // it may have looked meanwhile
+        }
     }
 }

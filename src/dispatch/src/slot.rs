@@ -170,7 +170,7 @@ impl Slot {
 
     /// Whether the row tells everything that the slot knows.
     pub(crate) fn is_evictable(&self) -> bool {
-        self.count == self.row_count && self.returned == 0
+        self.count == self.row_count && self.returned == 0 && self.written() == Written::No
     }
 }
 

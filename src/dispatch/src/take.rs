@@ -120,16 +120,6 @@ impl Arena<'_> {
         record.pid = lease.pid;
         record.lxid = lease.lxid;
         self.file_leased(slot, lease.until_us, fx);
-        self.flush_lease(q, lease, now, fx);
-    }
-
-    /// A lease that will outlive the interval is to be looked at by the worker.
-    fn flush_lease(&mut self, q: u32, lease: Lease, now: Now, fx: &mut Effects) {
-        self.queues[q as usize].flush_us = lease.flush_us;
-        let at_us = now.mono_us.saturating_add(lease.flush_us);
-        if at_us < lease.until_us {
-            self.flush_wanted_at(q, at_us, fx);
-        }
     }
 
     /// A message that will be visible later. True if it is tracked.
@@ -287,6 +277,7 @@ impl Arena<'_> {
         if policy.paused || !self.queues[q as usize].is_configured || !self.queues[q as usize].is_restored {
             return 0;
         }
+        self.queues[q as usize].flush_us = lease.flush_us;
         let mut taken = 0;
         // Exhausted messages met on the way (the limit was lowered) are work too, so that the loop is bounded.
         for _ in 0..2 * crate::CHUNK_MAX {
@@ -319,9 +310,6 @@ impl Arena<'_> {
             };
             self.file_leased(slot, lease.until_us, fx);
             taken += 1;
-        }
-        if taken > 0 {
-            self.flush_lease(q, lease, now, fx);
         }
         let record = &mut self.queues[q as usize];
         let is_low = record.ready_len < self.head.config.window.div_ceil(4);
@@ -370,6 +358,7 @@ impl Arena<'_> {
             record.count = record.count.saturating_sub(1).max(row.count);
             record.row_count = row.count;
             let is_touched = record.is_touched;
+            self.row_is_recounted(slot);
             self.unfile(slot);
             if is_touched {
                 self.file_ready(slot, fx); // the row was changed since it was taken: the next one looks again
@@ -387,6 +376,8 @@ impl Arena<'_> {
                 return Settled::Withdrawn;
             }
             record.count = row.count.saturating_add(1);
+            record.set_written(record.written().min(Written::Earlier));
+            self.flush_lease(slot, fx);
         }
         Settled::Deliver(self.slots[slot as usize].count)
     }
@@ -478,13 +469,8 @@ impl Arena<'_> {
     /// A lease ends at another time than its row says.
     pub(crate) fn lease_is_moved(&mut self, slot: u32, fx: &mut Effects) {
         let record = &mut self.slots[slot as usize];
-        if record.written() == Written::Whole {
-            record.set_written(Written::Count);
-        }
-        if record.written() == Written::Count {
-            let q = record.queue;
-            self.flush_wanted_at(q, 0, fx);
-        }
+        record.set_written(record.written().min(Written::Count));
+        self.flush_lease(slot, fx);
     }
 
     /// A delivery that is not to be: the message comes back at `until_us`, and it does not count.
@@ -494,6 +480,7 @@ impl Arena<'_> {
             self.unfile(slot);
             let record = &mut self.slots[slot as usize];
             record.count = record.count.saturating_sub(1).max(record.row_count);
+            self.row_is_recounted(slot);
             self.file_delayed(slot, until_us, fx);
         }
     }

@@ -117,7 +117,7 @@ impl Arena<'_> {
         if has_listeners && !queue.is_news && !queue.policy.paused {
             queue.is_news = true;
             let at_us = queue.notify_at_us;
-            self.worker_wanted_at(q, at_us, fx);
+            self.worker_called_at(q, at_us, fx);
         }
     }
 

@@ -128,16 +128,7 @@ impl Arena<'_> {
     /// Has the worker look at `at_us`, if it would sleep longer. Where there is no worker, one who waits is woken
     /// if that is earlier than all he knew of when he went to sleep: he looks, and sleeps until then.
     pub(crate) fn worker_wanted_at(&mut self, q: u32, at_us: i64, fx: &mut Effects) {
-        let db = self.dbs.get_mut(self.queues[q as usize].db as usize);
-        let has_worker = db.as_ref().is_some_and(|db| db.proc != NIL);
-        if let Some(db) = db {
-            if at_us < db.wake_at_us {
-                db.wake_at_us = at_us;
-                if has_worker {
-                    fx.wake_worker(db.proc);
-                }
-            }
-        }
+        let has_worker = self.worker_called_at(q, at_us, fx);
         let queue = &self.queues[q as usize];
         if has_worker || queue.waiter_first == NIL || queue.woken_len > 0 || at_us == 0 {
             return;
@@ -145,6 +136,26 @@ impl Arena<'_> {
         let first = tree::first(self.slots, queue.timed);
         if first == NIL || at_us <= self.slots[first as usize].deadline_us {
             self.announce(q, fx);
+        }
+    }
+
+    /// Has the worker look at `at_us`, for what is no reader's matter. Returns whether there is one.
+    pub(crate) fn worker_called_at(&mut self, q: u32, at_us: i64, fx: &mut Effects) -> bool {
+        let Some(db) = self.dbs.get_mut(self.queues[q as usize].db as usize) else { return false };
+        let has_worker = db.proc != NIL;
+        if at_us < db.wake_at_us {
+            db.wake_at_us = at_us;
+            if has_worker {
+                fx.wake_worker(db.proc);
+            }
+        }
+        has_worker
+    }
+
+    /// The worker itself, in the midst of its round, is to look again at `at_us`.
+    pub(crate) fn worker_comes_at(&mut self, q: u32, at_us: i64) {
+        if let Some(db) = self.dbs.get_mut(self.queues[q as usize].db as usize) {
+            db.wake_at_us = db.wake_at_us.min(at_us);
         }
     }
 
@@ -172,8 +183,8 @@ impl Arena<'_> {
         for db in self.dbs.iter_mut().filter(|db| db.oid != 0) {
             db.wake_at_us = 0;
             db.is_called = true;
-            if db.proc != NIL && fx.has_room() {
-                fx.wake(db.proc);
+            if db.proc != NIL {
+                fx.wake_worker(db.proc);
             }
         }
     }
@@ -250,7 +261,7 @@ impl Arena<'_> {
 
     fn news_due(&mut self, q: u32, now: Now) -> (bool, i64) {
         let queue = &mut self.queues[q as usize];
-        if !queue.is_news {
+        if !queue.is_news || queue.policy.paused {
             return (false, NEVER_US);
         }
         let (is_due, at_us) = due(queue.notify_at_us, now.mono_us);
@@ -264,6 +275,9 @@ impl Arena<'_> {
             let queue = &mut self.queues[q as usize];
             queue.notify_at_us = at_us;
             queue.is_news |= is_news;
+            if is_news {
+                self.worker_comes_at(q, at_us);
+            }
         }
     }
 
@@ -292,7 +306,7 @@ impl Arena<'_> {
         let record = &mut self.queues[q as usize];
         if at_us < record.expires_us {
             record.expires_us = at_us;
-            self.worker_wanted_at(q, now.mono_of(at_us), fx);
+            self.worker_called_at(q, now.mono_of(at_us), fx);
         }
     }
 
