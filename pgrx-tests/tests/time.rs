@@ -690,6 +690,16 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
         println!("{scope}: off after {} ms", begun.elapsed().as_millis());
         assert!(begun.elapsed() < Duration::from_secs(8), "two seconds, on an idle machine");
         works_without_worker(&database);
+        // Also to a session that began before: it knows the setting as it was.
+        let found = problems(&mut client);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, "worker_not_running");
+        if scope == "database" {
+            assert_eq!(
+                found[0].1,
+                format!("ALTER DATABASE \"{}\" RESET pg_queue.worker_enabled", database.name)
+            );
+        }
         assert_eq!(find_worker(&mut client, &database.name), None, "it stays away");
         if scope == "database" {
             assert_eq!(find_worker(&mut client, &other.name), Some(neighbour), "others keep theirs");
@@ -699,6 +709,7 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
             reload(&mut client, "ALTER SYSTEM RESET pg_queue.worker_enabled");
         }
         assert_ne!(worker_pid(&database), first);
+        assert!(problems(&mut client).is_empty());
         worker_pid(&other);
     }
 }

@@ -609,6 +609,8 @@ fn databases_without_a_worker_are_served_by_their_readers_until_they_get_one() {
         assert_eq!(again.count, 2, "leases that end");
         assert!(delete(&mut reader, "q", &again));
         assert_eq!(find_worker(&mut client, &database.name), None);
+        let cure = "ALTER SYSTEM SET max_worker_processes = 8".to_owned();
+        assert_eq!(problems(&mut client), [("worker_not_running".to_owned(), cure)]);
     }
     // Tried again each time, and said once.
     for database in &unserved {
@@ -621,6 +623,9 @@ fn databases_without_a_worker_are_served_by_their_readers_until_they_get_one() {
         });
     }
     unserved.iter().for_each(works);
+    for database in &unserved {
+        assert!(problems(&mut session(database)).is_empty());
+    }
 }
 
 // ---- Where nothing of ours runs -------------------------------------------------------------------------------

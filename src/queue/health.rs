@@ -56,7 +56,7 @@ fn worker_missing() -> Result<Option<Problem>> {
         return Ok(None);
     }
     let name = database_name();
-    let (detail, fix) = if settings::is_worker_enabled() {
+    let (detail, fix) = if settings::is_worker_enabled() && !is_switched_off(&name) {
         let detail =
             "This database has no pg_queue worker: no process was free for it (max_worker_processes), it is \
                       starting, or it fails; the server's log says which.";
@@ -71,6 +71,20 @@ fn worker_missing() -> Result<Option<Problem>> {
     };
     let detail = detail.to_owned();
     Ok(Some(Problem { is_critical: true, name: "worker_not_running", object: name, detail, fix: Some(fix) }))
+}
+
+/// Whether ALTER DATABASE has switched it off: a session that is older than that does not know.
+fn is_switched_off(database: &str) -> bool {
+    spi::look(
+        "SELECT FROM pg_catalog.pg_db_role_setting r JOIN pg_catalog.pg_database d \
+         ON d.oid OPERATOR(pg_catalog.=) r.setdatabase AND d.datname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
+         WHERE r.setrole OPERATOR(pg_catalog.=) 0 \
+         AND 'pg_queue.worker_enabled=off' OPERATOR(pg_catalog.=) ANY (r.setconfig)",
+        &[pg_sys::TEXTOID.into()],
+        &[Value::of(database)],
+    )
+    .processed
+        > 0
 }
 
 fn dispatcher_full() -> Result<Option<Problem>> {

@@ -313,6 +313,12 @@ pub fn find_worker(client: &mut Client, database: &str) -> Option<i32> {
     client.query_opt(sql, &[&database]).unwrap().map(|row| row.get(0))
 }
 
+/// The problems that queue_health sees, with the statements that mend them.
+pub fn problems(client: &mut Client) -> Vec<(String, String)> {
+    let rows = client.query("SELECT problem, coalesce(fix_sql, '') FROM queue_health()", &[]).unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
 pub fn launcher_pid(client: &mut Client) -> Option<i32> {
     let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'pg_queue launcher%'";
     client.query_opt(sql, &[]).unwrap().map(|row| row.get(0))
