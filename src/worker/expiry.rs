@@ -28,9 +28,9 @@ pub fn expire(database: u32, tick: &Tick) {
     let next_us = worker::transaction("expiring messages", || {
         let again = Ok(clock::now().wall_us + AGAIN_US);
         match open(database, tick, RowExclusiveLock)? {
-            Opened::Yes(queue) => expire_some(&queue),
+            Opened::Yes(queue) if dead_letter::try_lock_target(&queue) => expire_some(&queue),
             Opened::Gone => Ok(NEVER_US),
-            Opened::Locked => again,
+            Opened::Yes(_) | Opened::Locked => again,
         }
     });
     let next_us = next_us.unwrap_or_else(|| clock::now().wall_us + AGAIN_US);
