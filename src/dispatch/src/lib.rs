@@ -25,6 +25,11 @@
 //!   tracked, and the first of them is remembered (`beyond`), so that somebody scans the index on `visible_at`
 //!   before it is due.
 //!
+//! # What survives
+//!
+//! Nothing here does. Leases that last are written to a table by the worker, which asks for them, and are read back
+//! before a queue delivers anything; the header of `lease` tells how.
+//!
 //! Every operation is O(log n) in the messages of one queue, or bounded by a constant that the caller names.
 
 #![no_std]
