@@ -467,7 +467,7 @@ fn database_that_is_no_template_any_more_gets_a_worker() {
         [("IS_TEMPLATE true", "IS_TEMPLATE false"), ("ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true")]
     {
         admin.batch_execute(&format!("ALTER DATABASE {name} {off}")).unwrap();
-        wait_until("its worker has ended", || find_worker(&mut admin, name).is_none());
+        wait_no_worker(&database);
         admin.batch_execute(&format!("ALTER DATABASE {name} {on}")).unwrap();
         old = wait_for_worker(&mut admin, name, Some(old));
         works(&database);
@@ -481,7 +481,7 @@ fn bare_database_has_no_worker_and_gets_one_with_the_extension() {
     let database = database_on(&cluster, &["q"]);
     worker_pid(&database);
     let mut client = session(&bare);
-    wait_until("the bare database's probe is over", || find_worker(&mut client, &bare.name).is_none());
+    wait_no_worker(&bare); // the probe is over
     client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
     worker_pid(&bare);
     client.batch_execute("BEGIN; DROP EXTENSION pg_queue; ROLLBACK").unwrap();

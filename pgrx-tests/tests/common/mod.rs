@@ -251,7 +251,7 @@ pub fn set_worker(database: &Database, is_enabled: bool) {
 /// Returns when a database has no worker, not even a busy one.
 #[track_caller]
 pub fn wait_no_worker(database: &Database) {
-    let mut client = database.connect().unwrap();
+    let mut client = database.cluster.connect("postgres").unwrap();
     let sql = "SELECT FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' AND datname = $1";
     queue_tests::wait_until("the worker has ended", || {
         client.query(sql, &[&database.name]).unwrap().is_empty()
