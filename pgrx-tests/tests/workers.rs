@@ -951,8 +951,9 @@ fn idle_server_with_a_hundred_queues_is_idle() {
     };
     // What the hundred new queues need of the worker is done.
     let mut last = look(&mut admin);
+    // Longer than the worker waits before it looks again at a new queue that was locked: a second.
     wait_until("all is quiet", || {
-        admin.batch_execute("SELECT pg_sleep(0.5)").unwrap();
+        admin.batch_execute("SELECT pg_sleep(2.5)").unwrap();
         let now = look(&mut admin);
         std::mem::replace(&mut last, now) == last
     });
