@@ -191,13 +191,13 @@ pub fn queue_create(args: &Args) -> Result<Value> {
     Ok(Value::of(true))
 }
 
-/// The tables, their indexes and triggers, owned by `owner`. Returns the queue's table.
 /// How a queue's table is vacuumed: by the number of dead rows, not by their share. Every message leaves one, also
 /// beside a backlog of which a fifth (the default) is much. Measured by `cargo xtask soak` at 2,500 messages a second
 /// beside a backlog of 500,000: a table of 97 MB instead of 115, a quarter of the dead rows, CPU and WAL alike; without a
 /// backlog no difference beyond noise, nor by autovacuum_vacuum_cost_delay = 0. One run of two minutes each.
 const VACUUM: &str = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000";
 
+/// The tables, their indexes and triggers, owned by `owner`. Returns the queue's table.
 fn make_tables(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Option<u32> {
     let table = quoted(name);
     let kind = if is_unlogged { "UNLOGGED TABLE" } else { "TABLE" };

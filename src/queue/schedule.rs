@@ -22,9 +22,6 @@ const FORMS: &str =
     "an interval such as '5 minutes', or a cron expression of five fields (minute, hour, day of month, \
     month, day of week) or six (second first)";
 
-/// How long the statement that sends may wait for a lock: it might be somebody's who wrote the same key.
-const LOCK_TIMEOUT: &str = "1s";
-
 thread_local! {
     /// This process moves a schedule on because it has fired: it need not tell itself.
     static IS_FIRING: Cell<bool> = const { Cell::new(false) };
@@ -299,11 +296,6 @@ pub fn fire(relation: u32, name: &str, now_us: i64) -> Result<Fired> {
         // In another schema it is no queue, whatever has its name here.
         return Err(Error::QueueUnknown { queue: queue_name });
     }
-    spi::run(
-        "SELECT pg_catalog.set_config('lock_timeout', $1, true)",
-        &[pg_sys::TEXTOID.into()],
-        &[Value::of(LOCK_TIMEOUT)],
-    );
     let found = spi::run(
         &format!(
             "SELECT schedule, timezone, created_at, message, \

@@ -15,7 +15,8 @@ use crate::worker::database::{open, Opened};
 use pgrx::pg_sys;
 use queue_dispatch::{Tick, CHUNK_MAX, NEVER_US};
 
-/// Most messages that one transaction looks at.
+/// Most messages that one transaction looks at, the earliest first. If so many are leased at a time, those behind them
+/// are deleted when leases end; they are delivered to nobody meanwhile.
 const LOOK_MAX: usize = 4 * CHUNK_MAX;
 /// Most archived messages that one transaction deletes.
 const TRIM_MAX: usize = 1_000;

@@ -66,7 +66,11 @@ pub fn flush(database: u32, queues: &[(QueueRef, u32)]) {
 fn write(database: u32, batch: &mut Vec<Due>, interval_us: i64) {
     let mut due = std::mem::take(batch);
     // Of an open transaction's lease the count is all that can be written.
+    let mut asked = None;
     for one in due.iter().filter(|one| one.is_open) {
+        if asked.replace(one.at) == Some(one.at) {
+            continue; // once for each queue, not for each lease
+        }
         let _ = shmem::with_arena(|arena, now, fx| {
             arena.flush_again(one.at, now.mono_us.saturating_add(interval_us), fx);
         });
@@ -196,25 +200,17 @@ fn recount(queue: &Queue, at: QueueRef) -> crate::Result<()> {
             }
         })?;
     }
+    const GONE: &str = "DELETE FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
+        AND msg_id OPERATOR(pg_catalog.=) $2";
+    const LESS: &str = "UPDATE queue_catalog.lease SET delivery_count = $3, until = NULL \
+        WHERE queue OPERATOR(pg_catalog.=) $1 AND msg_id OPERATOR(pg_catalog.=) $2";
+    let types = [pg_sys::OIDOID, pg_sys::INT8OID, pg_sys::INT4OID].map(u32::from);
     for (msg_id, count) in fates {
-        let (statement, values) = if count == 0 {
-            (
-                "DELETE FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
-              AND msg_id OPERATOR(pg_catalog.=) $2 AND $3 OPERATOR(pg_catalog.=) 0",
-                0,
-            )
-        } else {
-            (
-                "UPDATE queue_catalog.lease SET delivery_count = $3, until = NULL \
-              WHERE queue OPERATOR(pg_catalog.=) $1 AND msg_id OPERATOR(pg_catalog.=) $2",
-                count as i32,
-            )
+        let values = [relation, Value::of(msg_id), Value::of(count.min(i32::MAX as u32) as i32)];
+        match count {
+            0 => spi::run(GONE, &types[..2], &values[..2]),
+            _ => spi::run(LESS, &types, &values),
         };
-        spi::run(
-            statement,
-            &[pg_sys::OIDOID, pg_sys::INT8OID, pg_sys::INT4OID].map(u32::from),
-            &[relation, Value::of(msg_id), Value::of(values)],
-        );
     }
     Ok(())
 }

@@ -159,9 +159,9 @@ impl Arena<'_> {
     }
 
     /// Gives leases that began at least `interval_us` (or what the queue's last reader asked for, if that is less) ago
-    /// and are not wholly written, and says how many and whether
-    /// that was all. Bounded by the length of `out`; call it again with the same `walk` until it was. Those that are
-    /// younger are looked at when they are old enough.
+    /// and are not wholly written, and says how many and whether that was all. Looks at no more than
+    /// [`crate::CHUNK_MAX`]; call it again with the same `walk` until it was. Those that are younger are looked at when
+    /// they are old enough.
     pub fn flush_next(
         &mut self,
         queue: QueueRef,
