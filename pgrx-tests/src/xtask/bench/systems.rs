@@ -199,6 +199,20 @@ pub const BARE: System = System {
              SELECT id, message FROM bare_{q} WHERE ctid = ('(' || :page || ',' || :line || ')')::tid \\gset\n\
              DELETE FROM bare_{q} WHERE ctid = ('(' || :page || ',' || :line || ')')::tid;\n",
         ),
+        (
+            Work::ReadDeleteBatch,
+            "\\set row :start + :client_id * :share + :turn * 100\n\
+             \\set turn :turn + 1\n\
+             \\set page :row / :per_page\n\
+             \\set line :row % :per_page + 1\n\
+             \\set row :row + 100\n\
+             \\set last_page :row / :per_page\n\
+             \\set last_line :row % :per_page + 1\n\
+             SELECT array_agg(ctid) AS tids, array_agg(id) AS ids, array_agg(message) AS messages FROM bare_{q} \
+             WHERE ctid >= ('(' || :page || ',' || :line || ')')::tid \
+             AND ctid < ('(' || :last_page || ',' || :last_line || ')')::tid \\gset\n\
+             DELETE FROM bare_{q} WHERE ctid = ANY (:tids::tid[]) RETURNING id;\n",
+        ),
     ],
 };
 

@@ -67,6 +67,7 @@ pub fn read_delete(bench: &mut Bench) -> Result<()> {
 pub fn read_delete_batch(bench: &mut Bench) -> Result<()> {
     let title = "Read 100 messages and delete them, two statements";
     bench.begin(Title { workload: "read_delete_batch", title, unit: "messages/s" });
+    bench.report.note("read_delete_batch", "bare: SELECT and DELETE by ctid, as above, 100 rows at a time");
     let cases = cases(&[Work::ReadDeleteBatch], &[8]);
     rounds(bench, "read_delete_batch", &cases)
 }
