@@ -394,6 +394,38 @@ fn publish_leased_message_that_a_load_found_first_is_leased() {
     assert_eq!((view.state, view.lease_id, view.count), (State::Leased, lease_id, 1));
 }
 
+/// A sender has read its own message; before it commits, another transaction names the id, finds nothing, and goes on.
+fn named_before_it_was_there() -> (Desk, i64) {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    assert!(matches!(d.pin(7, Fence::Any, 5), Pin::Done(_)));
+    let lease_id = d.arena().lease_id_next();
+    let lease = Lease { until_us: now.mono_us + SECOND_US, pid: 1, lxid: 1, flush_us: NEVER_US };
+    d.memory.arena().publish_leased(queue, row(7), lease_id, lease, now, &mut d.fx);
+    d.arena().check().unwrap();
+    assert!(d.take(1).is_empty());
+    (d, lease_id)
+}
+
+#[test]
+fn publish_leased_message_that_another_named_before_keeps_its_lease_when_that_commits() {
+    let (mut d, lease_id) = named_before_it_was_there();
+    d.finish(7, 5);
+    assert!(d.take(1).is_empty(), "it is leased");
+    assert!(matches!(d.pin(7, Fence::Lease(lease_id), 6), Pin::Done(_)));
+    d.undo(7, 6);
+    d.pass(2 * SECOND_US);
+    assert_eq!(d.take_one().count, 2, "it is not lost, and its first delivery counts");
+}
+
+#[test]
+fn publish_leased_message_that_another_named_before_keeps_its_lease_when_that_rolls_back() {
+    let (mut d, lease_id) = named_before_it_was_there();
+    d.undo(7, 5);
+    assert!(d.take(1).is_empty(), "it is leased");
+    assert!(matches!(d.pin(7, Fence::Lease(lease_id), 6), Pin::Done(_)));
+}
+
 // ---- finish and retry --------------------------------------------------------------------------------------
 
 #[test]
