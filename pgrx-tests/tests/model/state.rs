@@ -112,12 +112,20 @@ pub enum Entry {
     Sent(Key),
     OwnWas(Key, Box<Message>),
     Took(Key, i64),
-    Pinned { key: Key, then: Then, was: Box<Message> },
+    Pinned {
+        key: Key,
+        then: Then,
+        was: Box<Message>,
+    },
     /// Looked for, not there: nobody gets it before the transaction ends, should it come.
     Phantom(Key),
     Shorten(Key, i64, Time),
     /// Plain SQL; `None`: deleted.
-    Changed { key: Key, row: Option<Row>, was: Box<Message> },
+    Changed {
+        key: Key,
+        row: Option<Row>,
+        was: Box<Message>,
+    },
     Archived(usize),
     Unarchived(usize),
 }

@@ -100,7 +100,8 @@ impl World {
         call: &Call,
         result: Result<Vec<Line>, String>,
     ) -> Checked<Option<Vec<Line>>> {
-        let needs_lease = self.model.policies[call.queue].require_lease && call.leases.iter().any(Option::is_none);
+        let needs_lease =
+            self.model.policies[call.queue].require_lease && call.leases.iter().any(Option::is_none);
         let must_fail = needs_lease || call.strict && call.fates.contains(&Fate::No);
         let may_fail = must_fail || call.strict && call.fates.contains(&Fate::Either);
         let due = if needs_lease { SqlState::NULL_VALUE_NOT_ALLOWED } else { SqlState::NO_DATA_FOUND };
@@ -331,16 +332,14 @@ impl World {
         let Some(mut call) = self.named(s, rng, queue, false) else { return Ok(()) };
         call.strict = false;
         let delay = rng.chance(50).then(|| rng.pick(&[0, 1, 3, 5]));
-        let sql =
-            format!("SELECT queue_release({}, {})", call.arguments(), or_null(delay.map(seconds)));
+        let sql = format!("SELECT queue_release({}, {})", call.arguments(), or_null(delay.map(seconds)));
         let result = self.run(s, &sql)?;
         let Some(lines) = self.outcome(s, &call, result)? else { return Ok(()) };
         let released = lines.iter().map(|line| int(&line[0])).collect::<Checked<Vec<i64>>>()?;
         let mut due = Vec::new();
         for (id, fate) in call.ids.iter().zip(&call.fates) {
             let key = (queue, *id);
-            let is_leased =
-                self.model.messages.get(&key).is_some_and(|m| m.leased(self.model.now).is_some());
+            let is_leased = self.model.messages.get(&key).is_some_and(|m| m.leased(self.model.now).is_some());
             if *fate == Fate::Yes && is_leased {
                 due.push(*id);
                 let m = &self.model.messages[&key];
@@ -389,7 +388,11 @@ impl World {
         }
         let is_right = if call.is_single {
             let answer = lines.first().map(|line| line[0].clone()).unwrap_or_default();
-            if due.is_empty() { answer.is_none() } else { self.is_ahead(&answer, length) }
+            if due.is_empty() {
+                answer.is_none()
+            } else {
+                self.is_ahead(&answer, length)
+            }
         } else {
             lines.iter().map(|line| int(&line[0])).collect::<Checked<Vec<i64>>>()? == due
         };

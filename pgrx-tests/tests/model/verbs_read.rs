@@ -184,8 +184,13 @@ impl World {
         );
         let result = self.run(s, &sql)?;
         let Some(lines) = self.outcome(s, &call, result)? else { return Ok(()) };
-        let finished: Vec<i64> =
-            call.ids.iter().zip(&call.fates).filter(|(_, fate)| **fate == Fate::Yes).map(|(id, _)| *id).collect();
+        let finished: Vec<i64> = call
+            .ids
+            .iter()
+            .zip(&call.fates)
+            .filter(|(_, fate)| **fate == Fate::Yes)
+            .map(|(id, _)| *id)
+            .collect();
         self.finished(s, &call, &finished, false)?;
         self.model.sessions[s].has_id = true;
         self.delivered(s, &Asked { queue, quantity, lease, has_id: true }, &lines)?;

@@ -16,8 +16,14 @@ struct Options {
 
 impl World {
     fn options(&mut self, rng: &mut Rng, queue: usize) -> Options {
-        let headers =
-            [None, None, Some(json!({"h": 1})), Some(json!({})), Some(json!([1, "x"])), Some(json!({"h": {"i": "ü'"}}))];
+        let headers = [
+            None,
+            None,
+            Some(json!({"h": 1})),
+            Some(json!({})),
+            Some(json!([1, "x"])),
+            Some(json!({"h": {"i": "ü'"}})),
+        ];
         let due = rng.chance(25).then(|| rng.pick(&[1, 3, 5, 9]));
         // Counted from when it is visible: what is added up must be odd. The dead-letter queue's never expire.
         let ttl = if due.is_some() { rng.pick(&[4, 8]) } else { rng.pick(&[3, 7, 15]) };
@@ -160,7 +166,8 @@ impl World {
         let keys: Vec<Key> = self.model.keys(queue).into_iter().collect();
         let key = *keys.get(rng.below(keys.len()))?;
         let m = &self.model.messages[&key];
-        let is_free = m.is_seen_by(s) && [None, Some(s)].contains(&m.locked_by) && [None, Some(s)].contains(&m.pin);
+        let is_free =
+            m.is_seen_by(s) && [None, Some(s)].contains(&m.locked_by) && [None, Some(s)].contains(&m.pin);
         (is_free && !self.model.is_limbo(key)).then_some(key)
     }
 

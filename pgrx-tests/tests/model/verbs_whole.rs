@@ -30,8 +30,7 @@ impl World {
                 && source_name.is_none_or(|name| from == Some(name))
                 && (target.is_some() || from.is_some_and(|from| from != "d"))
         };
-        let moved: Vec<Key> =
-            keys.into_iter().filter(moves).take(quantity.unwrap_or(usize::MAX)).collect();
+        let moved: Vec<Key> = keys.into_iter().filter(moves).take(quantity.unwrap_or(usize::MAX)).collect();
         let sql = format!(
             "SELECT queue_redrive('d', {}, target => {}, source => {})",
             or_null(quantity),
@@ -88,7 +87,8 @@ impl World {
         }
         if due > 0 {
             // The oldest; which they are, the clock says.
-            let sql = format!("SELECT message::text FROM queue.{} ORDER BY msg_id DESC LIMIT {due}", QUEUES[queue]);
+            let sql =
+                format!("SELECT message::text FROM queue.{} ORDER BY msg_id DESC LIMIT {due}", QUEUES[queue]);
             for line in self.ask(s, &sql)? {
                 let n = int(&line[0])?;
                 let Some((at, _)) = there.iter().find(|(_, of)| *of == n) else {
@@ -266,10 +266,8 @@ impl World {
                 if keys.is_empty() {
                     continue;
                 }
-                let (ids, leases): (Vec<i64>, Vec<i64>) = keys
-                    .iter()
-                    .filter_map(|key| Some((key.1, self.model.messages[key].lease?.id)))
-                    .unzip();
+                let (ids, leases): (Vec<i64>, Vec<i64>) =
+                    keys.iter().filter_map(|key| Some((key.1, self.model.messages[key].lease?.id))).unzip();
                 let sql = format!(
                     "SELECT count(*) FROM queue_delete_batch('{}', {}, {}, strict => true)",
                     QUEUES[queue],
@@ -289,7 +287,8 @@ impl World {
             }
         }
         self.look(SESSIONS)?;
-        let empty: Vec<String> = QUEUES.iter().map(|name| format!("DELETE FROM queue_archive.{name}")).collect();
+        let empty: Vec<String> =
+            QUEUES.iter().map(|name| format!("DELETE FROM queue_archive.{name}")).collect();
         self.ask(SESSIONS, &empty.join("; "))?;
         self.model.archive.clear();
         Ok(())

@@ -243,12 +243,13 @@ impl World {
     /// may have moved.
     pub fn follow_dead(&mut self, id: i64, n: i64, has: &Option<Value>) -> Checked {
         let from = self.model.keys(0).into_iter().find(|key| self.model.messages[key].n == n);
-        let key = from.filter(|key| self.model.is_limbo(*key)).ok_or_else(|| {
-            format!("message {id} of queue d (number {n}) appeared from nowhere")
-        })?;
+        let key = from
+            .filter(|key| self.model.is_limbo(*key))
+            .ok_or_else(|| format!("message {id} of queue d (number {n}) appeared from nowhere"))?;
         let m = &self.model.messages[&key];
         let error = m.row.error.clone();
-        let reasons = [("expired", m.is_expired(self.model.now)), ("max_deliveries", self.model.exhausted(key))];
+        let reasons =
+            [("expired", m.is_expired(self.model.now)), ("max_deliveries", self.model.exhausted(key))];
         let expected: Vec<Value> = reasons
             .into_iter()
             .filter(|(_, may_be)| *may_be)
@@ -282,7 +283,14 @@ impl World {
         for line in &lines {
             let (place, id, n) = (int(&line[0])? as usize, int(&line[1])?, int(&line[2])?);
             if place >= QUEUES.len() {
-                archived.push((place - QUEUES.len(), id, n, line[5].clone(), int(&line[4])?, headers(&line[3])?));
+                archived.push((
+                    place - QUEUES.len(),
+                    id,
+                    n,
+                    line[5].clone(),
+                    int(&line[4])?,
+                    headers(&line[3])?,
+                ));
                 continue;
             }
             let key = (place, id);
