@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bytes;
 mod check;
 mod leases;
 mod loads;
@@ -47,4 +48,17 @@ proptest! {
         }
         world.drain();
     }
+}
+
+/// What the fuzz target `dispatcher` (fuzz/) has found worth keeping: replayed, so that it never rots.
+#[test]
+fn corpus_of_steps_holds() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/dispatcher")).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display()); // the one that fails is the last
+        bytes::run(&std::fs::read(path).unwrap());
+        count += 1;
+    }
+    assert!(count >= 10, "{count} files in the corpus");
 }
