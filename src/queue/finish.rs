@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
-use crate::pg::{latch, shmem, spi};
+use crate::pg::{latch, shmem, spi, xact};
 use crate::queue::journal::{self, Own, OwnThen};
 use crate::queue::resolve::{self, For, Queue};
 use crate::queue::take::find;
@@ -67,6 +67,18 @@ pub fn unpin(at: QueueRef, msg_id: i64) -> Result<()> {
     let me = latch::my_proc();
     journal::unpinned(at, msg_id);
     shmem::with_arena(|arena, now, fx| arena.pin_undo(at, msg_id, me, now, fx))
+}
+
+/// The row of a pinned message is not there. Only if this transaction itself may have deleted it, and so may bring it
+/// back by a rollback, it stays pinned until the transaction's end: else it would keep others from a message whose
+/// sender commits meanwhile.
+pub fn missed(at: QueueRef, msg_id: i64) -> Result<()> {
+    if xact::has_id() {
+        return Ok(());
+    }
+    let me = latch::my_proc();
+    journal::unpinned(at, msg_id);
+    shmem::with_arena(|arena, _, fx| arena.pin_drop(at, msg_id, me, fx))
 }
 
 /// A message pinned by this transaction, or without a slot, to be dealt with in the heap.
@@ -207,9 +219,12 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
         return Err(Error::QueueUnknown { queue: queue.name.clone() });
     };
     for Target { place, msg_id, tid, count, is_pinned, .. } in &targets {
-        // A row that is not there: the pin stays until the end of the transaction. If this transaction itself
-        // deleted the row and rolls back, the message is where it was.
-        let Some(record) = find(queue, &table, *tid, *msg_id, &snapshot) else { continue };
+        let Some(record) = find(queue, &table, *tid, *msg_id, &snapshot) else {
+            if *is_pinned {
+                missed(at, *msg_id)?;
+            }
+            continue;
+        };
         match delete_row(queue, &table, record.tid(), *msg_id, &snapshot)? {
             Deleted::Ok => {
                 // The record is the version that was deleted: another than was found, if somebody had moved it.

@@ -277,6 +277,19 @@ pub fn shorten(at: QueueRef, msg_id: i64, lease_id: i64, until_us: i64) -> Resul
     record(Op::Shorten { at, msg_id, lease_id, until_us })
 }
 
+/// A lease that was to end earlier is not to: a longer one was asked for, which no rollback undoes.
+pub fn lengthened(at: QueueRef, msg_id: i64, lease_id: i64) {
+    JOURNAL.with_borrow_mut(|j| {
+        for entry in &mut j.entries {
+            if let Op::Shorten { at: of, msg_id: id, lease_id: lease, until_us } = &mut entry.op {
+                if *of == at && *id == msg_id && *lease == lease_id {
+                    *until_us = i64::MAX;
+                }
+            }
+        }
+    });
+}
+
 /// Rows from this id on may have come in unseen.
 pub fn mark_from(relation: u32, msg_id: i64) -> Result<()> {
     record(Op::MarkFrom { relation, msg_id })

@@ -22,7 +22,7 @@ fn state_of(queue: &Queue, view: Option<View>, record: &Record, now: Now) -> &'s
     match view {
         None => by_row(),
         Some(view) => match view.state {
-            State::Ready | State::Free | State::Untracked => by_row(),
+            State::Ready | State::Free | State::Untracked | State::Born => by_row(),
             State::Delayed if view.deadline_us <= now.mono_us => by_row(),
             State::Delayed => "delayed",
             State::Leased if view.deadline_us <= now.mono_us => by_row(),

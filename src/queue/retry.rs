@@ -99,6 +99,14 @@ impl Mine {
         Ok(())
     }
 
+    /// Its row is not there.
+    fn missed(&self) -> Result<()> {
+        if !self.is_own && self.held.pinned.is_some() {
+            finish::missed(self.at, self.held.msg_id)?;
+        }
+        Ok(())
+    }
+
     /// Takes the pin off again, at once.
     fn let_go(&self) -> Result<()> {
         if !self.is_own && self.held.pinned.is_some() {
@@ -198,6 +206,8 @@ fn retry(
                 mine.let_go()?; // a trigger of the owner's kept the row as it was
             }
         }
+    } else {
+        mine.missed()?;
     }
     table.close(None, true);
     snapshot.done();
@@ -219,6 +229,8 @@ pub fn queue_reject(args: &Args) -> Result<Value> {
     let mut outcome = "lost";
     if let Some(record) = finish::pinned_record(&queue, &table, &mine.held, &snapshot) {
         outcome = bury(&queue, &mine, &table, &record, &snapshot, "rejected", error.as_deref())?;
+    } else {
+        mine.missed()?;
     }
     table.close(None, true);
     snapshot.done();
@@ -301,6 +313,7 @@ fn extend(
         let extended = queue
             .with(|arena, at, now, fx| Some((arena.extend(at, *msg_id, fence, until_us, now, fx)?, at)))?;
         let Some(((ends_us, held), at)) = extended else { continue };
+        journal::lengthened(at, *msg_id, held); // the last word counts
         if until_us < ends_us {
             journal::shorten(at, *msg_id, held, until_us)?;
         }

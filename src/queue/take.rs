@@ -145,6 +145,11 @@ fn fetch(
     let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
     let mut given = 0;
     for one in taken {
+        // Somebody has named it before it was there, so that it has a slot: it is this transaction's own, and read as such.
+        if one.tid.offset == 0 && journal::own_view(queue.relation, one.msg_id).is_some() {
+            shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))?;
+            continue;
+        }
         let Some(record) = find(queue, &table, one.tid, one.msg_id, &snapshot) else {
             forget(at, one)?;
             continue;

@@ -1,7 +1,7 @@
 //! The work behind `cargo xtask`: bring the machine to where it can build, then demo, tests, lints.
 //!
 //! From below: `run` (child processes), `apt` and `apt_sources` (Debian's packages), `tree` (copies of PostgreSQL
-//! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `demo*`, `bench`, `soak*`.
+//! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `model`, `demo*`, `bench`, `soak*`.
 
 mod apt;
 mod apt_sources;
@@ -12,6 +12,7 @@ mod demo_check;
 pub mod demo_consumer;
 mod demo_files;
 pub mod lint;
+pub mod model;
 mod provision;
 mod report;
 mod run;

@@ -607,7 +607,7 @@ impl<'a> Arena<'a> {
                 tree::remove(self.slots, self.head.epoch, &mut queue.exhausted, index, Order::Id);
                 queue.exhausted_len -= 1;
             }
-            State::Pinned | State::Free | State::Untracked => return,
+            State::Pinned | State::Free | State::Untracked | State::Born => return,
         }
         queue.pinned_len += 1;
         let slot = &mut self.slots[index as usize];

@@ -78,7 +78,7 @@ impl Arena<'_> {
             used += 1;
             ensure(self.queues[slot.queue as usize].is_attached, "slot of a queue that is not attached")?;
             ensure(self.find(slot.queue, slot.msg_id) == index as u32, "slot not found through the hash")?;
-            ensure(slot.state() != State::Untracked, "slot in state Untracked")?;
+            ensure(!matches!(slot.state(), State::Untracked | State::Born), "slot in a state to go back to")?;
             ensure((slot.pinner != NIL) == (slot.state() == State::Pinned), "pinner")?;
         }
         ensure(used + self.head.slots_free == total, "slots lost")?;

@@ -111,7 +111,13 @@ impl Arena<'_> {
     /// The finish committed: the message is gone (unless its id was inserted anew meanwhile).
     pub fn pin_finish(&mut self, queue: QueueRef, msg_id: i64, owner: u32, fx: &mut Effects) {
         let slot = self.pinned(queue, msg_id, owner);
-        if slot != NIL {
+        if slot == NIL {
+            return;
+        }
+        let record = &self.slots[slot as usize];
+        if State::from_u8(record.from) == State::Born && self.is_current(queue) {
+            self.file_leased(slot, record.deadline_us, fx); // it was not there yet when it was to be finished
+        } else {
             self.free_unless_touched(slot, fx);
         }
     }
@@ -133,7 +139,7 @@ impl Arena<'_> {
         let is_touched = record.is_touched;
         let is_over = deadline_us <= now.mono_us;
         match from {
-            State::Leased if !is_over => self.file_leased(slot, deadline_us, fx),
+            State::Leased | State::Born if !is_over => self.file_leased(slot, deadline_us, fx),
             State::Delayed if !is_over && !is_touched => self.file_delayed(slot, deadline_us, fx),
             // Pins of what is not tracked are not bounded by the window; what they leave behind is.
             State::Untracked if !self.window_has_room(queue.index) => {

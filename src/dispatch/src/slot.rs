@@ -52,6 +52,8 @@ pub enum State {
     Exhausted = 5,
     /// Only as what a pinned slot goes back to: the message had no slot before it was pinned.
     Untracked = 6,
+    /// The same, and meanwhile it was published as a message that its sender has read: it goes to that lease.
+    Born = 7,
 }
 
 impl State {
@@ -64,6 +66,7 @@ impl State {
             4 => State::Pinned,
             5 => State::Exhausted,
             6 => State::Untracked,
+            7 => State::Born,
             _ => State::Free,
         }
     }
@@ -163,7 +166,7 @@ impl Slot {
     /// The lease that runs, also while it is pinned; 0 for none.
     pub(crate) fn lease_running(&self) -> i64 {
         match (self.state(), State::from_u8(self.from)) {
-            (State::Leased, _) | (State::Pinned, State::Leased) => self.lease_id,
+            (State::Leased, _) | (State::Pinned, State::Leased | State::Born) => self.lease_id,
             _ => 0,
         }
     }

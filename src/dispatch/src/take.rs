@@ -85,7 +85,8 @@ impl Arena<'_> {
     }
 
     /// Publishes what the transaction that sent it has also read: it comes into the world leased. If a load was
-    /// faster, the lease is given to what it found, unless that has been delivered to another already.
+    /// faster, the lease is given to what it found, unless that has been delivered to another already. If another
+    /// transaction has named the message before it was there, it is leased once that has ended.
     pub fn publish_leased(
         &mut self,
         queue: QueueRef,
@@ -99,6 +100,16 @@ impl Arena<'_> {
         let mut slot = self.find(q, row.msg_id);
         if slot != NIL {
             let record = &self.slots[slot as usize];
+            if record.state() == State::Pinned && State::from_u8(record.from) == State::Untracked {
+                self.describe(slot, row);
+                self.lease_begin(slot, row, lease_id, lease, now);
+                let record = &mut self.slots[slot as usize];
+                record.from = State::Born as u8;
+                record.deadline_us = lease.until_us;
+                self.list_pinned(slot);
+                self.flush_lease(slot, fx);
+                return;
+            }
             if !matches!(record.state(), State::Ready | State::Exhausted) || record.lease_id != 0 {
                 return;
             }
@@ -113,13 +124,17 @@ impl Arena<'_> {
             }
             self.describe(slot, row);
         }
+        self.lease_begin(slot, row, lease_id, lease, now);
+        self.file_leased(slot, lease.until_us, fx);
+    }
+
+    fn lease_begin(&mut self, slot: u32, row: Row, lease_id: i64, lease: Lease, now: Now) {
         let record = &mut self.slots[slot as usize];
         record.count = record.count.max(row.count.saturating_add(1));
         record.lease_id = lease_id;
         record.leased_at_us = now.mono_us;
         record.pid = lease.pid;
         record.lxid = lease.lxid;
-        self.file_leased(slot, lease.until_us, fx);
     }
 
     /// A message that will be visible later. True if it is tracked.

@@ -1,0 +1,85 @@
+//! What the model has found (`tests/model`), each by itself. Every one of these failed before it was mended.
+
+mod common;
+
+use common::*;
+use postgres::Client;
+
+fn value<T: for<'a> postgres::types::FromSql<'a>>(client: &mut Client, sql: &str) -> T {
+    client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+}
+
+#[test]
+fn message_named_before_it_was_there_is_read_once_by_its_sender() {
+    let database = database_with(&["q"]);
+    let (mut sender, mut other) = (session(&database), session(&database));
+    assert!(read(&mut sender, "q", 1).is_empty());
+    sender.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut sender, "q", 1);
+    let sql = format!("SELECT queue_delete('q', {msg_id}, strict => true)");
+    assert_eq!(code(other.query(&sql, &[])), "P0002");
+    assert_eq!(ids(&read(&mut sender, "q", 9)), [msg_id], "one lease at a time");
+    sender.batch_execute("COMMIT").unwrap();
+    assert!(read(&mut other, "q", 9).is_empty(), "it is leased");
+}
+
+#[test]
+fn message_named_before_it_was_there_is_not_lost_when_its_sender_has_read_it() {
+    let database = database_with(&["q", "r"]);
+    let (mut sender, mut other) = (session(&database), session(&database));
+    assert!(read(&mut sender, "q", 1).is_empty());
+    for end in ["COMMIT", "ROLLBACK"] {
+        sender.batch_execute("BEGIN").unwrap();
+        let msg_id = send(&mut sender, "q", 1);
+        let own = read_for(&mut sender, "q", 1, "1 day").remove(0);
+        other.batch_execute("BEGIN").unwrap();
+        send(&mut other, "r", 1); // so it has an id, and may have deleted what it does not find
+        assert!(!delete_id(&mut other, "q", msg_id));
+        sender.batch_execute("COMMIT").unwrap();
+        assert!(read(&mut sender, "q", 9).is_empty());
+        other.batch_execute(end).unwrap();
+        assert!(read(&mut sender, "q", 9).is_empty(), "its lease runs");
+        assert!(release(&mut sender, "q", &own), "under its fence, after {end}");
+        let again = read_one(&mut sender, "q");
+        assert_eq!((again.msg_id, again.count), (msg_id, 1));
+        assert!(delete(&mut sender, "q", &again));
+    }
+}
+
+#[test]
+fn call_that_found_nothing_keeps_nobody_from_a_message_that_comes() {
+    let database = database_with(&["q"]);
+    let (mut sender, mut other) = (session(&database), session(&database));
+    assert!(read(&mut sender, "q", 1).is_empty());
+    other.batch_execute("BEGIN").unwrap();
+    sender.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut sender, "q", 1);
+    assert!(!delete_id(&mut other, "q", msg_id));
+    for sql in ["SELECT outcome FROM queue_retry('q', $1)", "SELECT queue_reject('q', $1)"] {
+        assert_eq!(other.query_one(sql, &[&msg_id]).unwrap().get::<_, &str>(0), "lost");
+    }
+    sender.batch_execute("COMMIT").unwrap();
+    assert_eq!(ids(&read(&mut sender, "q", 1)), [msg_id]);
+    other.batch_execute("COMMIT").unwrap();
+}
+
+#[test]
+fn lease_shortened_and_lengthened_again_ends_as_was_said_last() {
+    let database = database_with(&["q"]);
+    let (mut client, mut other) = (session(&database), session(&database));
+    for (first, last) in [("1 ms", "1 day"), ("1 ms", "10 s")] {
+        let msg_id = send(&mut client, "q", 1);
+        let one = read_for(&mut client, "q", 1, "20 s").remove(0);
+        client.batch_execute("BEGIN").unwrap();
+        assert!(extend(&mut client, "q", &one, first).is_some());
+        let ends = extend(&mut client, "q", &one, last).unwrap();
+        client.batch_execute("COMMIT").unwrap();
+        let is_as_told: bool = value(
+            &mut client,
+            &format!("SELECT abs(extract(epoch FROM lease_expires_at - '{ends}')) < 1 FROM queue_peek('q') WHERE msg_id = {msg_id} AND state = 'leased'"),
+        );
+        assert!(is_as_told, "{first}, then {last}");
+        assert!(read(&mut other, "q", 1).is_empty());
+        assert!(delete(&mut client, "q", &one));
+    }
+}

@@ -1,0 +1,265 @@
+//! What takes messages out, and what looks at them: every delivery must be one that is allowed, and none that is due
+//! may be missing.
+
+use crate::rng::Rng;
+use crate::state::*;
+use crate::world::*;
+
+/// A read's columns. The lease's end as seconds from now.
+fn columns(world: &World) -> String {
+    let left = world.ahead("lease_expires_at");
+    format!("msg_id, lease_id, delivery_count, message::text, last_error, headers::text, {left}")
+}
+
+/// What a read of one queue was asked for.
+pub struct Asked {
+    pub queue: usize,
+    pub quantity: usize,
+    pub lease: Time,
+    /// It may not load: a transaction with an id.
+    pub has_id: bool,
+}
+
+impl World {
+    fn lease(&self, rng: &mut Rng, queue: usize) -> (Option<Time>, Time) {
+        let given = rng.chance(60).then(|| rng.pick(&[1, 3, 5, 9]));
+        (given, given.unwrap_or(self.model.policies[queue].lease))
+    }
+
+    /// A transaction that has changed rows by plain SQL does not read them here: what it then sees depends on which
+    /// messages a read comes across.
+    fn may_read(&self, s: usize, queue: usize) -> bool {
+        !self.model.sessions[s].has_changed[queue]
+    }
+
+    /// What must be given of a queue, if enough is asked for.
+    fn due(&self, s: usize, queue: usize, has_id: bool) -> Vec<Key> {
+        let keys = self.model.keys(queue).into_iter();
+        keys.filter(|key| self.model.readable(s, *key, has_id).1).collect()
+    }
+
+    /// Deliveries of one queue: each is allowed, and all that must be are there.
+    pub fn delivered(&mut self, s: usize, asked: &Asked, lines: &[Line]) -> Checked<Vec<Key>> {
+        let mut due = self.due(s, asked.queue, asked.has_id);
+        let mut given = Vec::new();
+        for line in lines {
+            let (id, lease, count, n) = (int(&line[0])?, int(&line[1])?, int(&line[2])?, int(&line[3])?);
+            let key = (asked.queue, id);
+            if asked.queue == DEAD && !self.model.messages.contains_key(&key) {
+                self.follow_dead(id, n, &headers(&line[5])?)?;
+            }
+            let Some(m) = self.model.messages.get(&key).filter(|m| m.n == n) else {
+                return Err(format!("message {key:?} (number {n}) was delivered and should not be there"));
+            };
+            if !self.model.readable(s, key, asked.has_id).0 {
+                return Err(format!("message {key:?} must not be delivered now ({}): {m:?}", self.model.now));
+            }
+            if count != i64::from(m.count) + 1 {
+                return Err(format!("delivery {count} of message {key:?}, not {}", m.count + 1));
+            }
+            if line[4] != m.row.error || headers(&line[5])? != m.row.headers {
+                return Err(format!("delivered {line:?}, not {m:?}"));
+            }
+            if !self.is_ahead(&line[6], asked.lease) {
+                return Err(format!("lease ends in {:?} s, not in {} units", line[6], asked.lease));
+            }
+            self.lease_is_new(key, lease)?;
+            self.model.take(s, key, lease, asked.lease);
+            due.retain(|other| *other != key);
+            given.push(key);
+        }
+        if lines.len() > asked.quantity {
+            return Err(format!("{} messages, {} were asked for", lines.len(), asked.quantity));
+        }
+        if lines.len() < asked.quantity && !due.is_empty() {
+            return Err(format!("{due:?} are due and were not delivered"));
+        }
+        if lines.len() < asked.quantity && !asked.has_id {
+            self.model.is_loaded(asked.queue);
+        }
+        Ok(given)
+    }
+
+    pub fn read(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        if !self.may_read(s, queue) {
+            return Ok(());
+        }
+        let quantity = rng.pick(&[1, 1, 2, 3, 20]);
+        let (given, lease) = self.lease(rng, queue);
+        self.read_so(s, queue, quantity, given, lease)?;
+        self.done(s);
+        Ok(())
+    }
+
+    pub fn read_so(
+        &mut self,
+        s: usize,
+        queue: usize,
+        quantity: usize,
+        given: Option<Time>,
+        lease: Time,
+    ) -> Checked<Vec<Key>> {
+        let columns = columns(self);
+        let timeout = or_null(given.map(seconds));
+        let sql = format!("SELECT {columns} FROM queue_read('{}', {quantity}, {timeout})", QUEUES[queue]);
+        let lines = self.ask(s, &sql)?;
+        let has_id = self.model.sessions[s].has_id;
+        self.delivered(s, &Asked { queue, quantity, lease, has_id }, &lines)
+    }
+
+    pub fn read_any(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let first = rng.below(QUEUES.len());
+        let queues = [first, (first + 1 + rng.below(2)) % QUEUES.len()];
+        if queues.iter().any(|queue| !self.may_read(s, *queue)) {
+            return Ok(());
+        }
+        let quantity = rng.pick(&[1, 2, 3, 20]);
+        let lease = rng.pick(&[1, 3, 5, 9]);
+        let sql = format!(
+            "SELECT {}, queue FROM queue_read_any({}, {quantity}, {})",
+            columns(self),
+            array(queues.iter().map(|queue| format!("'{}'", QUEUES[*queue])), "text"),
+            seconds(lease),
+        );
+        let lines = self.ask(s, &sql)?;
+        let has_id = self.model.sessions[s].has_id;
+        let mut left = quantity;
+        for (place, queue) in queues.into_iter().enumerate() {
+            let of_it: Vec<Line> =
+                lines.iter().filter(|line| line[7].as_deref() == Some(QUEUES[queue])).cloned().collect();
+            // Where a later one gave something, the earlier had nothing more.
+            let quantity = if lines.len() == quantity && place == 0 && of_it.len() == lines.len() {
+                of_it.len()
+            } else {
+                left
+            };
+            self.delivered(s, &Asked { queue, quantity, lease, has_id }, &of_it)?;
+            left = quantity - of_it.len();
+            if left == 0 {
+                break;
+            }
+        }
+        self.done(s);
+        Ok(())
+    }
+
+    pub fn pop(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        // It would wait for whoever has changed a row by plain SQL.
+        let is_locked = |m: &Message| m.locked_by.is_some_and(|by| by != s) && m.pin.is_none();
+        let keys = self.model.keys(queue);
+        if !self.may_read(s, queue) || keys.iter().any(|key| is_locked(&self.model.messages[key])) {
+            return Ok(());
+        }
+        let quantity = rng.pick(&[1, 2, 20]);
+        let sql = format!("SELECT {} FROM queue_pop('{}', {quantity})", columns(self), QUEUES[queue]);
+        let lines = self.ask(s, &sql)?;
+        let lease = self.model.policies[queue].lease;
+        for key in self.delivered(s, &Asked { queue, quantity, lease, has_id: true }, &lines)? {
+            self.model.pin(s, key, Then::Finish);
+        }
+        self.model.sessions[s].has_id = true;
+        self.done(s);
+        Ok(())
+    }
+
+    pub fn delete_and_read(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let Some(call) = self.named(s, rng, queue, false) else { return Ok(()) };
+        let is_doubtful = call.fates.contains(&Fate::Either); // it does not say what it finished
+        if !self.may_read(s, queue) || is_doubtful {
+            return Ok(());
+        }
+        let quantity = rng.pick(&[1, 2, 20]);
+        let (given, lease) = self.lease(rng, queue);
+        let sql = format!(
+            "SELECT {} FROM queue_delete_and_read('{}', {}, {}, {quantity}, {}, {})",
+            columns(self),
+            QUEUES[queue],
+            call.ids_sql(),
+            call.leases_sql(),
+            or_null(given.map(seconds)),
+            call.strict
+        );
+        let result = self.run(s, &sql)?;
+        let Some(lines) = self.outcome(s, &call, result)? else { return Ok(()) };
+        let finished: Vec<i64> = call
+            .ids
+            .iter()
+            .zip(&call.fates)
+            .filter(|(_, fate)| **fate == Fate::Yes)
+            .map(|(id, _)| *id)
+            .collect();
+        self.finished(s, &call, &finished, false)?;
+        self.model.sessions[s].has_id = true;
+        self.delivered(s, &Asked { queue, quantity, lease, has_id: true }, &lines)?;
+        self.done(s);
+        Ok(())
+    }
+
+    /// Looks at all of a queue.
+    pub fn peek(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let sql = format!(
+            "SELECT msg_id, lease_id, delivery_count, message::text, headers::text, state FROM queue_peek('{}', 100)",
+            QUEUES[queue]
+        );
+        let lines = self.ask(s, &sql)?;
+        let mut missing = self.model.keys(queue);
+        missing.retain(|key| self.model.messages[key].is_seen_by(s) && !self.model.is_limbo(*key));
+        for line in &lines {
+            let (id, n) = (int(&line[0])?, int(&line[3])?);
+            let key = (queue, id);
+            if queue == DEAD && !self.model.messages.contains_key(&key) {
+                self.follow_dead(id, n, &headers(&line[4])?)?;
+            }
+            missing.remove(&key);
+            let Some(m) = self.model.messages.get(&key).filter(|m| m.n == n && m.is_seen_by(s)) else {
+                return Err(format!("message {key:?} (number {n}) was shown and should not be there"));
+            };
+            if self.model.is_limbo(key) {
+                continue;
+            }
+            let state = line[5].as_deref().unwrap_or_default();
+            let states = self.states(s, key);
+            if !states.contains(&state) {
+                return Err(format!("message {key:?} is {state}, not {states:?}: {m:?}"));
+            }
+            if int(&line[2])? != i64::from(m.count) {
+                return Err(format!("message {key:?} was delivered {:?} times, not {}", line[2], m.count));
+            }
+            let lease = m.lease.filter(|_| state == "leased").map(|lease| lease.id.to_string());
+            if line[1] != lease {
+                return Err(format!("message {key:?} is under lease {:?}, not {lease:?}", line[1]));
+            }
+        }
+        if !missing.is_empty() {
+            return Err(format!("{missing:?} were not shown"));
+        }
+        self.done(s);
+        Ok(())
+    }
+
+    fn states(&self, s: usize, key: Key) -> Vec<&'static str> {
+        let (m, now) = (&self.model.messages[&key], self.model.now);
+        let row = m.row_seen_by(s);
+        let mut states = Vec::new();
+        if self.model.phantoms.iter().any(|(of, _)| *of == key) || m.pin.is_some() {
+            states.push("finishing");
+        }
+        if m.pin.is_none() && m.leased(now).is_some() {
+            return vec!["leased"];
+        }
+        if m.pin.is_none() {
+            let is_exhausted = self.model.exhausted(key);
+            if row.due.is_some_and(|due| due > now) || m.back.1 > now {
+                states.push("delayed");
+            }
+            if row.due.is_none_or(|due| due <= now) && m.back.0 <= now {
+                states.push(if is_exhausted { "exhausted" } else { "ready" });
+            }
+        }
+        states
+    }
+}

@@ -1,0 +1,262 @@
+//! What brings messages in: sends of every kind, and plain SQL.
+
+use serde_json::{json, Value};
+
+use crate::rng::Rng;
+use crate::state::*;
+use crate::world::*;
+
+/// What a message is sent with.
+struct Options {
+    n: i64,
+    headers: Option<Value>,
+    due: Option<Time>,
+    ttl: Option<Time>,
+}
+
+impl World {
+    fn options(&mut self, rng: &mut Rng, queue: usize) -> Options {
+        let headers = [
+            None,
+            None,
+            Some(json!({"h": 1})),
+            Some(json!({})),
+            Some(json!([1, "x"])),
+            Some(json!({"h": {"i": "ü'"}})),
+        ];
+        let due = rng.chance(25).then(|| rng.pick(&[1, 3, 5, 9]));
+        // Counted from when it is visible: what is added up must be odd. The dead-letter queue's never expire.
+        let ttl = if due.is_some() { rng.pick(&[4, 8]) } else { rng.pick(&[3, 7, 15]) };
+        let ttl = (queue != DEAD && rng.chance(8)).then_some(ttl);
+        Options { n: self.number(), headers: headers[rng.below(headers.len())].clone(), due, ttl }
+    }
+
+    fn row(&self, options: &Options) -> Row {
+        let now = self.model.now;
+        Row {
+            due: options.due.map(|due| now + due),
+            expires: options.ttl.map(|ttl| now + options.due.unwrap_or(0) + ttl),
+            error: None,
+            headers: options.headers.clone(),
+        }
+    }
+
+    fn sent(&mut self, s: usize, queue: usize, id: i64, options: &Options) -> Checked {
+        let key = (queue, id);
+        if self.model.messages.contains_key(&key) {
+            return Err(format!("id {key:?} comes twice"));
+        }
+        let row = self.row(options);
+        self.model.send(s, key, options.n, row);
+        Ok(())
+    }
+
+    pub fn send(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let options = self.options(rng, queue);
+        let when = match options.due {
+            Some(due) if rng.chance(50) => format!("deliver_at => {}", self.wall(self.model.now + due)),
+            due => format!("delay => {}", or_null(due.map(seconds))),
+        };
+        let sql = format!(
+            "SELECT queue_send('{}', '{}', headers => {}, {when}, ttl => {})",
+            QUEUES[queue],
+            options.n,
+            jsonb(&options.headers),
+            or_null(options.ttl.map(seconds)),
+        );
+        let id = int(&self.value(s, &sql)?)?;
+        self.sent(s, queue, id, &options)?;
+        self.done(s);
+        Ok(())
+    }
+
+    pub fn send_batch(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let first = self.options(rng, queue);
+        let all: Vec<Options> = (0..rng.below(5))
+            .map(|_| Options { due: first.due, ttl: first.ttl, ..self.options(rng, queue) })
+            .collect();
+        let sql = format!(
+            "SELECT queue_send_batch('{}', {}, headers => {}, delay => {}, ttl => {})",
+            QUEUES[queue],
+            array(all.iter().map(|one| format!("'{}'", one.n)), "jsonb"),
+            array(all.iter().map(|one| jsonb(&one.headers)), "jsonb"),
+            or_null(first.due.map(seconds)),
+            or_null(first.ttl.map(seconds)),
+        );
+        let lines = self.ask(s, &sql)?;
+        self.all_sent(s, queue, &lines, &all)
+    }
+
+    fn all_sent(&mut self, s: usize, queue: usize, lines: &[Line], all: &[Options]) -> Checked {
+        if lines.len() != all.len() {
+            return Err(format!("{} ids for {} messages", lines.len(), all.len()));
+        }
+        let mut last = i64::MIN;
+        for (line, options) in lines.iter().zip(all) {
+            let id = int(&line[0])?;
+            if id <= last {
+                return Err(format!("id {id} after {last}"));
+            }
+            last = id;
+            self.sent(s, queue, id, options)?;
+        }
+        self.done(s);
+        Ok(())
+    }
+
+    /// Also what must be refused: this is the fuzzing of the entries' parser, which cannot run outside a server.
+    pub fn send_entries(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let all: Vec<Options> = (0..rng.below(5)).map(|_| self.options(rng, queue)).collect();
+        let mut entries: Vec<Value> = all
+            .iter()
+            .map(|one| {
+                let mut entry = json!({ "message": one.n });
+                if let Some(headers) = &one.headers {
+                    entry["headers"] = headers.clone();
+                }
+                if let Some(due) = one.due {
+                    entry["delay"] = json!(format!("{} s", due * UNIT_S));
+                }
+                if let Some(ttl) = one.ttl {
+                    entry["ttl"] = json!(format!("{} s", ttl * UNIT_S));
+                }
+                entry
+            })
+            .collect();
+        let is_wrong = rng.chance(30);
+        let mut document = if is_wrong { spoil(rng, &mut entries) } else { None };
+        let document = document.get_or_insert_with(|| Value::Array(entries)).to_string();
+        let sql = format!("SELECT queue_send_entries('{}', {}::jsonb)", QUEUES[queue], quoted(&document));
+        match self.run(s, &sql)? {
+            Ok(_) if is_wrong => Err("entries that are wrong were sent".into()),
+            Ok(lines) => self.all_sent(s, queue, &lines, &all),
+            Err(code) if is_wrong && ["22023", "22004", "0A000", "22007", "22008"].contains(&code.as_str()) => {
+                self.model.fail(s);
+                Ok(())
+            }
+            Err(code) => Err(format!("error {code} for entries")),
+        }
+    }
+
+    pub fn insert(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let all: Vec<Options> =
+            (0..1 + rng.below(3)).map(|_| Options { ttl: None, ..self.options(rng, queue) }).collect();
+        let rows: Vec<String> = all
+            .iter()
+            .map(|one| {
+                let due = or_null(one.due.map(|due| self.wall(self.model.now + due)));
+                format!("('{}', {}, {due}, NULL)", one.n, jsonb(&one.headers))
+            })
+            .collect();
+        let sql = format!(
+            "INSERT INTO queue.{} (message, headers, visible_at, expires_at) VALUES {} RETURNING msg_id",
+            QUEUES[queue],
+            rows.join(", ")
+        );
+        let lines = self.ask(s, &sql)?;
+        self.all_sent(s, queue, &lines, &all)
+    }
+
+    /// A message whose row this session may change without waiting and without racing the worker.
+    fn changeable(&self, s: usize, rng: &mut Rng, queue: usize) -> Option<Key> {
+        let keys: Vec<Key> = self.model.keys(queue).into_iter().collect();
+        let key = *keys.get(rng.below(keys.len()))?;
+        let m = &self.model.messages[&key];
+        let is_free =
+            m.is_seen_by(s) && [None, Some(s)].contains(&m.locked_by) && [None, Some(s)].contains(&m.pin);
+        (is_free && !self.model.is_limbo(key)).then_some(key)
+    }
+
+    pub fn update(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let Some(key) = self.changeable(s, rng, queue) else { return Ok(()) };
+        let due = rng.chance(60).then(|| self.model.now + rng.pick(&[1, 3, 5]));
+        let sql = format!(
+            "UPDATE queue.{} SET visible_at = {} WHERE msg_id = {} RETURNING msg_id",
+            QUEUES[queue],
+            or_null(due.map(|due| self.wall(due))),
+            key.1
+        );
+        if self.ask(s, &sql)?.len() != 1 {
+            return Err("no row was updated".into());
+        }
+        let row = Row { due, ..self.model.messages[&key].row_seen_by(s).clone() };
+        self.model.change(s, key, Some(row));
+        self.changed(s, queue);
+        Ok(())
+    }
+
+    fn changed(&mut self, s: usize, queue: usize) {
+        self.model.sessions[s].has_id = true;
+        self.model.sessions[s].has_changed[queue] = true;
+        self.done(s);
+    }
+
+    pub fn delete_row(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let Some(key) = self.changeable(s, rng, queue) else { return Ok(()) };
+        let sql = format!("DELETE FROM queue.{} WHERE msg_id = {} RETURNING msg_id", QUEUES[queue], key.1);
+        if self.ask(s, &sql)?.len() != 1 {
+            return Err("no row was deleted".into());
+        }
+        self.model.change(s, key, None);
+        self.changed(s, queue);
+        Ok(())
+    }
+
+    pub fn purge(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let is_in_the_way = |m: &Message| m.locked_by.is_some_and(|by| by != s);
+        let keys: Vec<Key> = self.model.keys(queue).into_iter().collect();
+        // What the worker moves here or from here meanwhile would be counted or not.
+        let races = self.has_limbo(queue) || queue == DEAD && self.has_limbo(0);
+        if races || keys.iter().any(|key| is_in_the_way(&self.model.messages[key])) {
+            return Ok(());
+        }
+        let there: Vec<Key> = keys.into_iter().filter(|key| self.model.messages[key].is_seen_by(s)).collect();
+        let count = int(&self.value(s, &format!("SELECT queue_purge('{}')", QUEUES[queue]))?)?;
+        if count != there.len() as i64 {
+            return Err(format!("purged {count} messages, not {}", there.len()));
+        }
+        for key in there {
+            self.model.change(s, key, None);
+        }
+        self.changed(s, queue);
+        Ok(())
+    }
+}
+
+/// Makes entries wrong somewhere; gives what stands in their place if they are not even entries.
+fn spoil(rng: &mut Rng, entries: &mut Vec<Value>) -> Option<Value> {
+    let wrong = [
+        json!({}),
+        json!({"message": 1, "massage": 2}),
+        json!({"message": 1, "delay": "1 s", "deliver_at": "2100-01-01"}),
+        json!({"message": 1, "delay": "soon"}),
+        json!({"message": 1, "delay": "1 month"}),
+        json!({"message": 1, "delay": "-1 s"}),
+        json!({"message": 1, "delay": 5}),
+        json!({"message": 1, "deliver_at": "infinity"}),
+        json!({"message": 1, "deliver_at": "2100-13-01"}),
+        json!({"message": 1, "ttl": "100000 days"}),
+        json!({"message": 1, "priority": 3}),
+        json!({"message": 1, "priority": 1e30}),
+        json!({"message": 1, "group_key": "g"}),
+        json!({"message": 1, "dedup_key": ""}),
+        json!({"headers": {"message": 1}}),
+        json!([{"message": 1}]),
+        json!(null),
+        json!("message"),
+        json!(7),
+    ];
+    if rng.chance(10) {
+        return Some(wrong[rng.below(16)].clone()).filter(|value| !value.is_array()).or(Some(json!("[]")));
+    }
+    let at = rng.below(entries.len() + 1);
+    entries.insert(at, wrong[rng.below(wrong.len())].clone());
+    None
+}

@@ -1,0 +1,150 @@
+//! Loads and scans, and what is published while they run.
+
+use crate::desk::*;
+
+#[test]
+fn publish_at_or_above_the_mark_inserts_nothing_and_wakes_one() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    d.memory.arena().queue_mark(queue, 10, &mut d.fx);
+    d.wait(3);
+    d.wait(4);
+    d.woken();
+    d.publish(10);
+    d.publish(11);
+    assert_eq!((d.state(10), d.woken()), (None, vec![3]));
+    d.publish(9);
+    assert_eq!((d.state(9), d.woken()), (Some(State::Ready), vec![4]));
+}
+
+#[test]
+fn publish_during_a_load_without_room_is_loaded_again() {
+    let mut d = Desk::new(16, 2, 2);
+    let queue = d.queue;
+    d.memory.arena().queue_mark(queue, 10, &mut d.fx);
+    assert_eq!(d.arena().load_begin(queue, 2), LoadStart::From(10));
+    assert_eq!(d.arena().load_begin(queue, 3), LoadStart::Busy);
+    // After the load's snapshot: the walk does not see these.
+    d.publish(20);
+    d.publish(21);
+    d.publish(15);
+    d.memory.arena().load_end(queue, 3, NO_MARK, &mut d.fx);
+    assert_eq!(d.mark(), 10, "not the loader");
+    d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
+    assert_eq!(d.mark(), 15);
+}
+
+#[test]
+fn load_without_room_stops_and_leaves_the_mark_there() {
+    let mut d = Desk::new(16, 2, 2);
+    let queue = d.queue;
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    assert_eq!(d.load_row(row(1)), LoadRow::Known);
+    assert_eq!(d.load_row(row(2)), LoadRow::Known);
+    assert_eq!(d.load_row(row(3)), LoadRow::Full);
+    d.memory.arena().load_end(queue, 2, 3, &mut d.fx);
+    assert_eq!(d.mark(), 3);
+    assert_eq!(d.arena().load_begin(queue, 2), LoadStart::Full);
+    d.take(2);
+    assert_eq!(d.arena().load_begin(queue, 2), LoadStart::From(3));
+}
+
+#[test]
+fn load_of_rows_not_due_without_room_goes_on_to_those_that_are() {
+    let mut d = Desk::new(8, 1, 4);
+    let (queue, now) = (d.queue, d.now);
+    d.publish_row(due(1, SECOND_US), Change::Insert); // raises the horizon
+    let ScanStart::Range { until_us, .. } = d.arena().scan_begin(queue, 2, now) else { panic!() };
+    d.memory.arena().scan_end(queue, 2, until_us, NEVER_US, now, &mut d.fx);
+    d.memory.arena().queue_mark(queue, 2, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    for id in 2..12 {
+        assert_eq!(d.load_row(due(id, 30 * SECOND_US)), LoadRow::Known);
+    }
+    assert_eq!(d.load_row(row(12)), LoadRow::Known);
+    d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
+    assert_eq!(d.take_one().msg_id, 12);
+    let bounds = d.arena().check_bounds(queue).unwrap();
+    assert!(bounds.horizon_us < WALL_US + 30 * SECOND_US && bounds.beyond_us <= WALL_US + 30 * SECOND_US);
+}
+
+#[test]
+fn load_abort_leaves_the_mark_where_the_load_began() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    d.memory.arena().queue_mark(queue, 10, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    d.load_row(row(10));
+    d.wait(3);
+    d.woken();
+    d.memory.arena().load_abort(queue, 2, now, &mut d.fx);
+    assert_eq!((d.mark(), d.woken()), (10, vec![3]));
+}
+
+#[test]
+fn scan_abort_leaves_the_horizon_where_it_was() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    d.publish_row(due(1, SECOND_US), Change::Insert);
+    let before = d.arena().check_bounds(queue).unwrap();
+    assert!(matches!(d.arena().scan_begin(queue, 2, now), ScanStart::Range { .. }));
+    assert_eq!(d.arena().scan_begin(queue, 3, now), ScanStart::Nothing);
+    d.memory.arena().load_abort(queue, 2, now, &mut d.fx);
+    let after = d.arena().check_bounds(queue).unwrap();
+    assert_eq!((before.horizon_us, before.beyond_us), (after.horizon_us, after.beyond_us));
+}
+
+#[test]
+fn publish_during_a_scan_without_room_lowers_the_horizon_at_its_end() {
+    let mut d = Desk::new(8, 1, 1);
+    let (queue, now) = (d.queue, d.now);
+    d.publish_row(due(1, SECOND_US), Change::Insert);
+    let ScanStart::Range { until_us, .. } = d.arena().scan_begin(queue, 2, now) else { panic!() };
+    assert_eq!(d.load_row(due(1, SECOND_US)), LoadRow::Known);
+    // After the scan's snapshot, and the window for delayed messages is full.
+    d.publish_row(due(2, 20 * SECOND_US), Change::Insert);
+    d.memory.arena().scan_end(queue, 2, until_us, NEVER_US, now, &mut d.fx);
+    let bounds = d.arena().check_bounds(queue).unwrap();
+    assert!(bounds.horizon_us < WALL_US + 20 * SECOND_US && bounds.beyond_us <= WALL_US + 20 * SECOND_US);
+}
+
+#[test]
+fn load_row_changed_since_the_snapshot_is_not_put_off() {
+    let mut d = Desk::new(16, 2, 1);
+    let (queue, now) = (d.queue, d.now);
+    d.publish_row(due(9, SECOND_US), Change::Insert); // raises the horizon
+    let ScanStart::Range { until_us, .. } = d.arena().scan_begin(queue, 2, now) else { panic!() };
+    d.memory.arena().scan_end(queue, 2, until_us, NEVER_US, now, &mut d.fx);
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    d.publish(3);
+    d.publish_row(row(5), Change::Update); // visible at once now, but there is no room
+    assert_eq!(d.load_row(due(5, 30 * SECOND_US)), LoadRow::Known); // the old version
+    d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
+    assert_eq!((d.state(5), d.mark()), (None, 5));
+}
+
+#[test]
+fn take_under_a_quarter_of_the_window_asks_the_worker_once() {
+    let mut d = Desk::new(16, 2, 3);
+    let queue = d.queue;
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.publish(1);
+    d.publish(2);
+    d.memory.arena().queue_mark(queue, 10, &mut d.fx);
+    // The leases' ends are known to the worker, so that only the mark can wake it.
+    d.arena().worker_round(DATABASE);
+    let until_us = d.now.mono_us;
+    d.arena().worker_sleep(DATABASE, until_us);
+    d.woken();
+    d.take_one();
+    assert!(d.woken().is_empty(), "one of three is not under a quarter");
+    d.take_one();
+    assert_eq!(d.woken(), [WORKER]);
+    assert!(d.take(1).is_empty());
+    assert!(d.woken().is_empty());
+    let now = d.now;
+    let (tick, next) = d.memory.arena().tick(DATABASE, 0, now, &mut d.fx);
+    assert!(tick.unwrap().load && next == NIL);
+}

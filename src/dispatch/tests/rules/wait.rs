@@ -1,0 +1,171 @@
+//! Who is woken, and the backoff.
+
+use crate::desk::*;
+
+#[test]
+fn wake_n_messages_wakes_at_most_n_waiters() {
+    for readers_first in [false, true] {
+        let mut d = Desk::new(32, 2, 16);
+        for proc in 0..8 {
+            d.wait(proc);
+        }
+        for id in 0..3 {
+            d.publish(id);
+        }
+        let mut woken = d.woken();
+        let mut total = woken.len();
+        // Whoever leaves with a message must not wake another for what the others are on their way to.
+        while let Some(proc) =
+            if readers_first { woken.pop() } else { (!woken.is_empty()).then(|| woken.remove(0)) }
+        {
+            assert_eq!(d.take(1).len(), 1);
+            d.leave(proc);
+            let more = d.woken();
+            total += more.len();
+            woken.extend(more);
+        }
+        assert_eq!(total, 3);
+    }
+}
+
+#[test]
+fn wake_of_one_that_leaves_without_a_message_goes_on_to_the_next() {
+    let mut d = Desk::new(32, 2, 16);
+    d.wait(1);
+    d.wait(2);
+    d.wait(3);
+    d.publish(1);
+    assert_eq!(d.woken(), [1]);
+    d.leave(1); // cancelled
+    assert_eq!(d.woken(), [2]);
+    d.wait(2); // did not try; sleeps again
+    assert_eq!(d.woken(), [3]);
+    assert_eq!(d.take(1).len(), 1);
+    d.leave(3);
+    assert!(d.woken().is_empty());
+}
+
+#[test]
+fn wake_through_one_queue_takes_the_waiter_out_of_all() {
+    let mut d = Desk::new(32, 2, 16);
+    let first = d.queue;
+    let second = d.attach(101);
+    d.memory.arena().wait_begin(1, &[first, second], &mut d.fx);
+    d.publish(1);
+    assert_eq!(d.woken(), [1]);
+    d.queue = second;
+    d.publish(1);
+    assert!(d.woken().is_empty());
+    d.arena().check().unwrap();
+}
+
+#[test]
+fn wake_after_a_load_is_for_what_it_found() {
+    let mut d = Desk::new(32, 2, 16);
+    let queue = d.queue;
+    for proc in 0..8 {
+        d.wait(proc);
+    }
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    assert_eq!(d.woken(), [0]);
+    d.arena().load_begin(queue, 0);
+    for id in 1..=3 {
+        d.load_row(row(id));
+    }
+    assert!(d.woken().is_empty());
+    d.memory.arena().load_end(queue, 0, NO_MARK, &mut d.fx);
+    assert_eq!(d.woken(), [1, 2], "the loader takes one itself");
+}
+
+#[test]
+fn worker_is_woken_even_when_readers_fill_the_list() {
+    let config = Config { slots_min: 1, window: 4096 };
+    let mut memory = Memory::new(1, 4096, 1000, config, 1);
+    let now = Now { mono_us: SECOND_US, wall_us: WALL_US };
+    let mut fx = Effects::new();
+    let queue = memory.arena().queue_attach(DATABASE, 100, WALL_US).unwrap();
+    assert!(memory.arena().worker_set(DATABASE, 1001));
+    assert!(memory.arena().queue_configure(queue, 0, Policy::DEFAULT));
+    assert_eq!(memory.arena().restore_begin(queue, 0), queue_dispatch::Restore::Begun);
+    memory.arena().restore_end(queue, 0, &mut queue_dispatch::Effects::new());
+    memory.arena().load_begin(queue, 0);
+    memory.arena().load_end(queue, 0, NO_MARK, &mut fx);
+    for proc in 0..1000 {
+        memory.arena().wait_begin(proc, &[queue], &mut fx);
+    }
+    memory.arena().worker_round(DATABASE);
+    let mut fx = Effects::new();
+    for id in 0..900 {
+        memory.arena().publish(queue, row(id), Change::Insert, now, &mut fx);
+    }
+    memory.arena().publish(queue, due(2000, SECOND_US), Change::Insert, now, &mut fx);
+    assert!(fx.procs().contains(&1001));
+    // Nobody is forgotten: those who were woken wake the others.
+    let mut woken: Vec<u32> = fx.procs().iter().copied().filter(|proc| *proc < 1000).collect();
+    let mut total = 0;
+    while let Some(proc) = woken.pop() {
+        total += 1;
+        let mut fx = Effects::new();
+        let lease = Lease { until_us: NEVER_US, pid: 1, lxid: 1, flush_us: NEVER_US };
+        let mut out = [Taken::default()];
+        assert_eq!(memory.arena().take(queue, lease, now, &mut out, &mut fx), 1);
+        memory.arena().wait_end(proc, &mut fx);
+        woken.extend(fx.procs().iter().filter(|proc| **proc < 1000));
+    }
+    assert_eq!(total, 900);
+}
+
+#[test]
+fn worker_sleep_after_something_came_up_returns_its_time() {
+    let mut d = Desk::new(32, 2, 16);
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.arena().worker_round(DATABASE);
+    d.publish(1);
+    d.take_one(); // a lease of 30 s begins during the round
+    assert_eq!(d.woken(), [WORKER]);
+    let until_us = d.now.mono_us + 30 * SECOND_US;
+    assert_eq!(d.arena().worker_sleep(DATABASE, NEVER_US), until_us);
+    d.publish(2);
+    d.take_one(); // ends no earlier
+    assert!(d.woken().is_empty());
+}
+
+#[test]
+fn backoff_without_jitter_doubles_up_to_the_ceiling() {
+    let policy = Policy { retry_jitter: 0.0, retry_delay_max_us: 10 * SECOND_US, ..Policy::DEFAULT };
+    let delays: Vec<i64> = (1..=6).map(|n| backoff_us(&policy, n, 7) / SECOND_US).collect();
+    assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
+    assert_eq!(backoff_us(&policy, 0, 7), SECOND_US);
+    assert_eq!(backoff_us(&policy, u32::MAX, 7), 10 * SECOND_US);
+}
+
+#[test]
+fn backoff_with_jitter_stays_within_and_is_spread() {
+    let mut distinct = HashSet::new();
+    for random in 0..1000 {
+        let us = backoff_us(&Policy::DEFAULT, 1, random);
+        assert!((800_000..=1_200_000).contains(&us));
+        distinct.insert(us / 40_000);
+    }
+    assert!(distinct.len() >= 10);
+}
+
+#[test]
+fn backoff_with_odd_settings_neither_panics_nor_is_negative() {
+    for retry_backoff in [0.0, 1.0, 1e300, f64::INFINITY] {
+        for retry_delay_us in [0, 1, i64::MAX] {
+            for retry_delay_max_us in [0, i64::MAX] {
+                let policy = Policy {
+                    retry_backoff,
+                    retry_delay_us,
+                    retry_delay_max_us,
+                    retry_jitter: 1.0,
+                    ..Policy::DEFAULT
+                };
+                for failures in [0, 1, 2, 1000, u32::MAX] {
+                    assert!(backoff_us(&policy, failures, 3) >= 0);
+                }
+            }
+        }
+    }
+}
