@@ -10,6 +10,7 @@ mod os_user;
 mod pg_tree;
 mod processes;
 mod session;
+pub mod torture;
 mod wait;
 pub mod wait_points;
 

@@ -1,0 +1,191 @@
+//! The world of a round: the server that clients find, who of them has a call open right now, what befell the server.
+//! Faults change it, clients live in it.
+//!
+//! Owns the clock, the way to the server, and the seats. Judges nothing.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postgres::{Client, Config, NoTls};
+
+use super::history::{Blow, BlowAt, History, Log, Us};
+use crate::cluster::Cluster;
+
+/// The database that all is about.
+pub const DATABASE: &str = "torture";
+/// How soon a client that found no server knocks again.
+const KNOCK_EVERY: Duration = Duration::from_millis(3);
+
+/// A client's place: what it does right now, for those who want to strike while it does.
+#[derive(Debug)]
+pub struct Seat {
+    pub name: String,
+    /// A consumer's may be stopped past its lease.
+    pub is_consumer: bool,
+    /// Of its backend, 0 for none.
+    pid: AtomicI32,
+    /// The call that is open, and since when.
+    call: Mutex<Option<(&'static str, Us)>>,
+}
+
+/// A call that a client had open when it was looked at.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub client: String,
+    pub is_consumer: bool,
+    pub pid: i32,
+    pub call: &'static str,
+    pub since_us: Us,
+}
+
+impl Seat {
+    pub fn opens(&self, call: &'static str, now_us: Us) {
+        *lock(&self.call) = Some((call, now_us));
+    }
+
+    pub fn closes(&self) {
+        *lock(&self.call) = None;
+    }
+}
+
+/// What was done so far, for pacing and for the report; the history is what is judged by.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub acknowledged: AtomicU64,
+    pub delivered: AtomicU64,
+    pub finished: AtomicU64,
+    pub calls: AtomicU64,
+    pub reconnects: AtomicU64,
+}
+
+pub struct World {
+    begun: Instant,
+    cluster: Mutex<Arc<Cluster>>,
+    /// Clients go here instead, if it is given (a pooler).
+    detour: Mutex<Option<Config>>,
+    is_over: AtomicBool,
+    seats: Mutex<Vec<Arc<Seat>>>,
+    clients: AtomicU32,
+    blows: Mutex<Vec<BlowAt>>,
+    handed_in: Mutex<History>,
+    pub counters: Counters,
+}
+
+impl World {
+    pub fn new(cluster: Cluster) -> Self {
+        Self {
+            begun: Instant::now(),
+            cluster: Mutex::new(Arc::new(cluster)),
+            detour: Mutex::new(None),
+            is_over: AtomicBool::new(false),
+            seats: Mutex::default(),
+            clients: AtomicU32::new(0),
+            blows: Mutex::default(),
+            handed_in: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub fn now_us(&self) -> Us {
+        self.begun.elapsed().as_micros() as Us
+    }
+
+    /// The server that clients are to use at present.
+    pub fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&lock(&self.cluster))
+    }
+
+    /// From now on clients go to another server, which takes connections. `from_us`: before the first was struck.
+    /// Returns the old one, which must not take connections any more.
+    pub fn fail_over(&self, to: Arc<Cluster>, is_synchronous: bool, from_us: Us) -> Arc<Cluster> {
+        let old = std::mem::replace(&mut *lock(&self.cluster), to);
+        self.befell(Blow::Failover { is_synchronous }, from_us);
+        old
+    }
+
+    /// From now on clients connect there (None: to the server itself). Sessions that are open stay.
+    pub fn set_detour(&self, to: Option<Config>) {
+        *lock(&self.detour) = to;
+    }
+
+    /// The server, or its worker, was struck at `from_us` and has come back by now.
+    pub fn befell(&self, blow: Blow, from_us: Us) {
+        let to_us = self.now_us();
+        lock(&self.blows).push(BlowAt { blow, from_us, to_us });
+    }
+
+    /// Clients are to end.
+    pub fn end(&self) {
+        self.is_over.store(true, SeqCst);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(SeqCst)
+    }
+
+    /// A place for one more client, and a log under a number of its own.
+    pub fn seat(&self, name: &str, is_consumer: bool) -> (Arc<Seat>, Log) {
+        let number = self.clients.fetch_add(1, SeqCst);
+        let name = format!("{name}-{number}");
+        let seat = Arc::new(Seat { name, is_consumer, pid: AtomicI32::new(0), call: Mutex::new(None) });
+        lock(&self.seats).push(Arc::clone(&seat));
+        (seat, Log::new(number))
+    }
+
+    /// A client that is done hands in what it saw.
+    pub fn hand_in(&self, log: Log) {
+        lock(&self.handed_in).append(log.into_history());
+    }
+
+    /// All that was handed in, and what befell the server.
+    pub fn history(&self) -> History {
+        let mut history = std::mem::take(&mut *lock(&self.handed_in));
+        history.blows.clone_from(&lock(&self.blows));
+        history
+    }
+
+    /// A session for a client, as soon as there is a server; None: the round is over first.
+    pub fn connect(&self, seat: &Seat) -> Option<Client> {
+        seat.pid.store(0, SeqCst);
+        while !self.is_over() {
+            if let Ok(client) = self.knock(seat) {
+                self.counters.reconnects.fetch_add(1, SeqCst);
+                return Some(client);
+            }
+            std::thread::sleep(KNOCK_EVERY);
+        }
+        None
+    }
+
+    fn knock(&self, seat: &Seat) -> Result<Client, postgres::Error> {
+        let detour = lock(&self.detour).clone();
+        let mut config = detour.unwrap_or_else(|| self.cluster().config(DATABASE));
+        let mut client = config.application_name(&seat.name).connect(NoTls)?;
+        let pid = client.query_one("SELECT pg_backend_pid()", &[])?.try_get(0)?;
+        seat.pid.store(pid, SeqCst);
+        Ok(client)
+    }
+
+    /// A session for a fault, or whoever looks, straight to the server.
+    pub fn admin(&self) -> Result<Client> {
+        self.cluster().connect(DATABASE)
+    }
+
+    /// The calls that are open right now.
+    pub fn open_calls(&self) -> Vec<Open> {
+        let seats = lock(&self.seats);
+        let open = seats.iter().filter_map(|seat| {
+            let (call, since_us) = (*lock(&seat.call))?;
+            let pid = seat.pid.load(SeqCst);
+            Some(Open { client: seat.name.clone(), is_consumer: seat.is_consumer, pid, call, since_us })
+        });
+        open.filter(|open| open.pid != 0).collect()
+    }
+}
+
+/// A poisoned lock only says that another thread failed, which is told elsewhere.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
