@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use postgres::{Client, Config, NoTls};
 
 use crate::database::Database;
+use crate::disk::{Disk, SmallDisk};
 use crate::os_user::ServerUser;
 use crate::pg_tree::PgTree;
 use crate::processes;
@@ -46,6 +47,7 @@ if [ -e "$pid_file" ]; then
     done
     [ $tries -lt 100 ] || kill -KILL "$pid" 2>/dev/null
 fi
+umount -l "$1"/disk-* 2>/dev/null
 rm -rf "$1"
 "#;
 
@@ -64,11 +66,12 @@ pub struct ClusterOptions {
     initdb: Vec<String>,
     preload: bool,
     durable: bool,
+    disks: Vec<(Disk, u32)>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { conf: Vec::new(), initdb: Vec::new(), preload: true, durable: false }
+        Self { conf: Vec::new(), initdb: Vec::new(), preload: true, durable: false, disks: Vec::new() }
     }
 }
 
@@ -98,6 +101,12 @@ impl ClusterOptions {
         self
     }
 
+    /// A small disk of so many mebibytes; see [`crate::disk`].
+    pub fn disk(mut self, disk: Disk, mebibytes: u32) -> Self {
+        self.disks.push((disk, mebibytes));
+        self
+    }
+
     pub fn start(self) -> Result<Cluster> {
         self.start_on(PgTree::from_env()?)
     }
@@ -111,7 +120,16 @@ impl ClusterOptions {
     /// A cluster that has not been started yet.
     pub fn create_on(self, tree: PgTree) -> Result<Cluster> {
         let cluster = Cluster::place(tree)?;
-        cluster.initdb(&self.initdb)?;
+        let mut arguments = self.initdb.clone();
+        for (disk, mebibytes) in &self.disks {
+            let path = cluster.directory.join(disk.directory());
+            SmallDisk::make(&path, *mebibytes, &cluster.user)?;
+            if *disk == Disk::Wal {
+                // Small segments, so that a small disk holds some.
+                arguments.extend([format!("--waldir={}", path.join("pg_wal").display()), "--wal-segsize=1".into()]);
+            }
+        }
+        cluster.initdb(&arguments)?;
         cluster.configure(&self)?;
         Ok(cluster)
     }
@@ -236,6 +254,11 @@ impl Cluster {
         self.directory.join("data")
     }
 
+    /// The small disk that it was made with.
+    pub fn disk(&self, disk: Disk) -> Option<SmallDisk> {
+        SmallDisk::at(self.directory.join(disk.directory()))
+    }
+
     pub fn log_path(&self) -> PathBuf {
         self.directory.join("log")
     }
@@ -348,6 +371,17 @@ impl Cluster {
     pub fn restart(&self, mode: StopMode) -> Result<()> {
         self.stop(mode)?;
         self.start()
+    }
+
+    /// Returns true if the server has ended by itself; then it can be started again.
+    pub fn has_ended(&self) -> Result<bool> {
+        let mut postmaster = lock(&self.postmaster);
+        let Some(child) = postmaster.as_mut() else { return Ok(true) };
+        let has_ended = child.try_wait().context("cannot look after the server")?.is_some();
+        if has_ended {
+            *postmaster = None;
+        }
+        Ok(has_ended)
     }
 
     pub fn postmaster_pid(&self) -> Result<u32> {

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod database;
+pub mod disk;
 mod os_user;
 mod pg_tree;
 mod processes;
