@@ -7,7 +7,7 @@
 //! pg-embed download servers and run them as the current user, who is root here; none takes all of our cases.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,7 +32,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOG_TAIL_LINES: usize = 60;
 
 /// Takes the cluster away when the process that made it ends, in whatever way: it reads from a pipe that only
-/// that process holds open, so a test that is killed leaves no server behind. `keep` on the pipe dismisses it.
+/// that process holds open, so a test that is killed leaves no server behind, nor a pooler (it has a .pid file there), nor
+/// a small disk. `keep` on the pipe dismisses it.
 const CLEANUP: &str = r#"
 read -r word
 [ "$word" = keep ] && exit 0
@@ -47,6 +48,7 @@ if [ -e "$pid_file" ]; then
     done
     [ $tries -lt 100 ] || kill -KILL "$pid" 2>/dev/null
 fi
+for pid in "$1"/*.pid; do [ -e "$pid" ] && kill -KILL "$(cat "$pid")" 2>/dev/null; done
 umount -l "$1"/disk-* 2>/dev/null
 rm -rf "$1"
 "#;
@@ -268,6 +270,11 @@ impl Cluster {
         fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// How many bytes were logged so far.
+    pub fn log_len(&self) -> u64 {
+        fs::metadata(self.log_path()).map_or(0, |metadata| metadata.len())
+    }
+
     pub fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
@@ -431,6 +438,16 @@ impl Cluster {
         poll(START_LIMIT, || (crashes() > before && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
             || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
         )
+    }
+
+    /// The log from so many bytes on.
+    pub fn log_from(&self, from: u64) -> String {
+        let mut bytes = Vec::new();
+        let read = fs::File::open(self.log_path()).and_then(|mut file| {
+            file.seek(SeekFrom::Start(from))?;
+            file.read_to_end(&mut bytes)
+        });
+        read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Returns when the log, from `from` bytes on, holds `text`.

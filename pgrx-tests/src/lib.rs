@@ -9,6 +9,7 @@ mod database;
 pub mod disk;
 mod os_user;
 mod pg_tree;
+pub mod pooler;
 mod processes;
 mod session;
 pub mod torture;

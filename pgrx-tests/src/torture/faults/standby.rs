@@ -1,0 +1,131 @@
+//! Failover: a standby is made in mid-load, streams, and takes over when every process of its primary is killed.
+//!
+//! Synchronous: commits wait for the standby, so nothing that was acknowledged may be lost. Asynchronous: the standby is
+//! kept from following for a moment first, so that there is something to lose; how much it was, the checker tells.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use nix::sys::signal::Signal;
+use postgres::Client;
+
+use crate::torture::rng::Rng;
+use crate::torture::world::World;
+use super::{Fault, Proof, Struck};
+use crate::cluster::{Cluster, ClusterOptions};
+use crate::disk::Disk;
+use crate::processes;
+use crate::wait::poll;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Messages that are acknowledged while an asynchronous standby cannot follow.
+const BEHIND_MIN: u64 = 50;
+/// WAL that must be unsent by then: less may still lie in the socket and arrive.
+const BEHIND_BYTES: i64 = 1 << 20;
+
+pub struct Promotion {
+    is_synchronous: bool,
+    options: ClusterOptions,
+}
+
+impl Promotion {
+    /// `options`: what the standbys are made with.
+    pub fn new(is_synchronous: bool, options: ClusterOptions) -> Self {
+        Self { is_synchronous, options }
+    }
+}
+
+/// Waits until a query of one boolean is true.
+fn wait_true(client: &mut Client, what: &str, sql: &str) -> Result<()> {
+    let is_true = poll(LIMIT, || match client.query_one(sql, &[]) {
+        Ok(row) => row.get::<_, Option<bool>>(0).unwrap_or(false).then_some(Ok(())),
+        Err(error) => Some(Err(error)),
+    });
+    is_true.transpose()?.with_context(|| format!("waited {} s in vain until {what}", LIMIT.as_secs()))
+}
+
+/// From now on commits wait for the standby, and it has all that was committed before.
+fn make_synchronous(primary: &mut Client) -> Result<()> {
+    primary.batch_execute("ALTER SYSTEM SET synchronous_standby_names = '*'")?;
+    primary.batch_execute("SELECT pg_reload_conf()")?;
+    wait_true(primary, "the standby is synchronous", "SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication")?;
+    // What they say of themselves is not what backends go by: somebody must be seen to wait.
+    wait_true(
+        primary,
+        "a commit waits for the standby",
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')",
+    )?;
+    let lsn: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?.get(0);
+    let sql = format!("SELECT bool_or(flush_lsn >= '{lsn}') FROM pg_stat_replication");
+    wait_true(primary, "the standby has what was committed before", &sql)
+}
+
+/// Keeps the standby from receiving until clients have heard of commits that it does not have. Returns the process that
+/// stands still.
+fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Result<u32> {
+    let mut client = standby.connect("postgres")?;
+    let receiver: i32 = client.query_one("SELECT pid FROM pg_stat_wal_receiver", &[])?.get(0);
+    let receiver = u32::try_from(receiver).context("a PID is positive")?;
+    processes::send(receiver, Signal::SIGSTOP)?;
+    let behind = "SELECT coalesce(pg_current_wal_flush_lsn() - min(sent_lsn), 0)::int8 FROM pg_stat_replication";
+    let is_behind = poll(LIMIT, || match primary.query_one(behind, &[]) {
+        Ok(row) => (row.get::<_, i64>(0) >= BEHIND_BYTES).then_some(Ok(())),
+        Err(error) => Some(Err(error)),
+    });
+    is_behind.transpose()?.context("the standby could not be left behind")?;
+    let acknowledged = || world.counters.acknowledged.load(Relaxed);
+    let before = acknowledged();
+    poll(LIMIT, || (acknowledged() >= before + BEHIND_MIN).then_some(())).context("nothing is acknowledged any more")?;
+    Ok(receiver)
+}
+
+impl Fault for Promotion {
+    fn name(&self) -> &'static str {
+        if self.is_synchronous {
+            "promote-synchronous"
+        } else {
+            "promote-asynchronous"
+        }
+    }
+
+    fn skipped(&self, world: &World) -> Option<String> {
+        let has_disks = [Disk::Wal, Disk::Tables].iter().any(|disk| world.cluster().disk(*disk).is_some());
+        has_disks.then(|| "a cluster with small disks is not copied".to_owned())
+    }
+
+    fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
+        let (primary, mut client) = (world.cluster(), world.admin()?);
+        // Kept for the time between the copy's end and the standby's first question.
+        client.batch_execute("ALTER SYSTEM SET wal_keep_size = '1GB'")?;
+        client.batch_execute("SELECT pg_reload_conf()")?;
+        let standby = self.options.clone().start_standby_of(&primary).context("cannot make a standby")?;
+        let streams = "SELECT bool_or(state = 'streaming') FROM pg_stat_replication";
+        wait_true(&mut client, "the standby streams", streams)?;
+        let mut stopped = None;
+        if self.is_synchronous {
+            make_synchronous(&mut client)?;
+        } else {
+            stopped = Some(leave_behind(world, &mut client, &standby)?);
+        }
+        let (from_us, open_calls) = (world.now_us(), world.open_calls().len());
+        let old = primary.postmaster_pid()?;
+        primary.kill_all()?;
+        if let Some(receiver) = stopped {
+            processes::send(receiver, Signal::SIGCONT)?;
+        }
+        let mut admin = standby.connect("postgres")?;
+        let is_promoted: bool = admin.query_one("SELECT pg_promote()", &[])?.get(0);
+        if !is_promoted {
+            bail!("the standby was not promoted; its log:\n{}", standby.log_tail());
+        }
+        let new = standby.postmaster_pid()?;
+        world.fail_over(Arc::new(standby), self.is_synchronous, from_us);
+        if open_calls == 0 {
+            return Ok(Struck::Missed("no call was open".to_owned()));
+        }
+        let seen = format!("postmaster {old} was killed, {new} took over");
+        Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls, seen }))
+    }
+}
