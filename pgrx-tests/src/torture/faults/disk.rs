@@ -151,7 +151,7 @@ impl Fault for TablesFull {
         let (cluster, disk) = (world.cluster(), small_disk(world, Disk::Tables)?);
         let (from_us, logged) = (world.now_us(), cluster.log_len());
         let open_calls = world.open_calls().len();
-        let finished = || world.counters.finished.load(Relaxed);
+        let finished = || world.counters.acts.load(Relaxed);
         let client = format!("@{DATABASE} ERROR:");
         let (mut failed, mut finished_before) = (0, None);
         let outcome = poll(FULL_LIMIT, || {

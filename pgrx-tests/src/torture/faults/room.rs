@@ -63,7 +63,7 @@ impl Fault for NoRoom {
         if held + more >= most as usize || open_calls == 0 {
             return Ok(Struck::Missed(format!("{held} and {more} of {most} leased, {open_calls} calls open")));
         }
-        let finished = || world.counters.finished.load(Relaxed);
+        let finished = || world.counters.acts.load(Relaxed);
         let before = finished();
         let meanwhile = poll(LIMIT, || Some(finished() - before).filter(|count| *count >= FINISHED_MIN));
         let Some(meanwhile) = meanwhile else {
