@@ -7,7 +7,7 @@
 //! pg-embed download servers and run them as the current user, who is root here; none takes all of our cases.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -391,12 +391,23 @@ impl Cluster {
         if !processes::descendants(postmaster).contains(&pid) {
             bail!("process {pid} is none of this cluster's");
         }
-        let crashes = || self.log().matches("all server processes terminated; reinitializing").count();
-        let before = crashes();
+        // Of a log that may be long only what is new.
+        let from = fs::metadata(self.log_path()).context("cannot look at the log")?.len();
+        let has_crashed = || self.log_from(from).contains("all server processes terminated; reinitializing");
         processes::send(pid, Signal::SIGKILL)?;
-        poll(START_LIMIT, || (crashes() > before && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
+        poll(START_LIMIT, || (has_crashed() && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
             || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
         )
+    }
+
+    /// The log from so many bytes on.
+    pub fn log_from(&self, from: u64) -> String {
+        let mut bytes = Vec::new();
+        let read = fs::File::open(self.log_path()).and_then(|mut file| {
+            file.seek(SeekFrom::Start(from))?;
+            file.read_to_end(&mut bytes)
+        });
+        read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Returns when the log, from `from` bytes on, holds `text`.
