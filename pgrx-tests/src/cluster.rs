@@ -432,10 +432,11 @@ impl Cluster {
         if !processes::descendants(postmaster).contains(&pid) {
             bail!("process {pid} is none of this cluster's");
         }
-        let crashes = || self.log().matches("all server processes terminated; reinitializing").count();
-        let before = crashes();
+        // Of a log that may be long only what is new.
+        let from = fs::metadata(self.log_path()).context("cannot look at the log")?.len();
+        let has_crashed = || self.log_from(from).contains("all server processes terminated; reinitializing");
         processes::send(pid, Signal::SIGKILL)?;
-        poll(START_LIMIT, || (crashes() > before && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
+        poll(START_LIMIT, || (has_crashed() && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
             || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
         )
     }

@@ -8,7 +8,13 @@
 //! A seed decides what clients and faults choose; when it happens is the machine's. So a seed repeats a run's shape,
 //! not its every step.
 
+mod actor;
+pub mod checker;
+mod consumers;
 pub mod faults;
 pub mod history;
+mod report;
 pub mod rng;
+pub mod round;
+mod senders;
 pub mod world;

@@ -3,6 +3,7 @@
 //!
 //! Owns the clock, the way to the server, and the seats. Judges nothing.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -55,9 +56,16 @@ impl Seat {
 pub struct Counters {
     pub acknowledged: AtomicU64,
     pub delivered: AtomicU64,
-    pub finished: AtomicU64,
+    /// Finishes, retries and the like that committed, for whatever answer.
+    pub acts: AtomicU64,
     pub calls: AtomicU64,
+    /// Calls that a timeout or a cancel ended.
+    pub cut_off: AtomicU64,
     pub reconnects: AtomicU64,
+    /// Messages in the tables, when somebody last looked.
+    pub backlog: AtomicU64,
+    /// How often a fault made the postmaster restart everything.
+    pub crashes_caused: AtomicU64,
 }
 
 pub struct World {
@@ -66,10 +74,13 @@ pub struct World {
     /// Clients go here instead, if it is given (a pooler).
     detour: Mutex<Option<Config>>,
     is_over: AtomicBool,
+    /// The statement_timeout and lock_timeout that clients are to set, milliseconds; 0 for none.
+    patience_ms: AtomicU32,
     seats: Mutex<Vec<Arc<Seat>>>,
     clients: AtomicU32,
     blows: Mutex<Vec<BlowAt>>,
     handed_in: Mutex<History>,
+    errors: Mutex<BTreeMap<String, u64>>,
     pub counters: Counters,
 }
 
@@ -80,10 +91,12 @@ impl World {
             cluster: Mutex::new(Arc::new(cluster)),
             detour: Mutex::new(None),
             is_over: AtomicBool::new(false),
+            patience_ms: AtomicU32::new(0),
             seats: Mutex::default(),
             clients: AtomicU32::new(0),
             blows: Mutex::default(),
             handed_in: Mutex::default(),
+            errors: Mutex::default(),
             counters: Counters::default(),
         }
     }
@@ -116,9 +129,24 @@ impl World {
         lock(&self.blows).push(BlowAt { blow, from_us, to_us });
     }
 
+    /// From the next call on no call of a client may take longer; 0: as long as it likes.
+    pub fn set_patience_ms(&self, ms: u32) {
+        self.patience_ms.store(ms, SeqCst);
+    }
+
+    pub fn patience_ms(&self) -> u32 {
+        self.patience_ms.load(SeqCst)
+    }
+
     /// Clients are to end.
     pub fn end(&self) {
         self.is_over.store(true, SeqCst);
+    }
+
+    /// The clients have ended; those who clear up may begin.
+    pub fn reopen(&self) {
+        self.set_patience_ms(0);
+        self.is_over.store(false, SeqCst);
     }
 
     pub fn is_over(&self) -> bool {
@@ -137,6 +165,18 @@ impl World {
     /// A client that is done hands in what it saw.
     pub fn hand_in(&self, log: Log) {
         lock(&self.handed_in).append(log.into_history());
+    }
+
+    /// Errors that a client met, by SQLSTATE.
+    pub fn note_errors(&self, errors: BTreeMap<String, u64>) {
+        let mut all = lock(&self.errors);
+        for (code, count) in errors {
+            *all.entry(code).or_default() += count;
+        }
+    }
+
+    pub fn errors(&self) -> BTreeMap<String, u64> {
+        lock(&self.errors).clone()
     }
 
     /// All that was handed in, and what befell the server.

@@ -4,11 +4,20 @@
 //! books, taken just before), and that something came of it (a process is another one, a call failed). One that
 //! cannot prove it has missed. A round in which a chosen fault never struck fails.
 
+mod clients;
+mod server;
+
+use std::time::Duration;
+
 use anyhow::{bail, Result};
 
 use super::history::Us;
 use super::rng::Rng;
-use super::world::World;
+use super::world::{Open, World};
+use crate::wait::poll;
+
+/// How long a fault waits for work to strike at.
+const CATCH_LIMIT: Duration = Duration::from_secs(5);
 
 /// The proof that a fault struck.
 #[derive(Clone, Debug)]
@@ -30,9 +39,21 @@ pub enum Struck {
     Missed(String),
 }
 
+impl Struck {
+    /// There was no call to strike at.
+    pub fn idle() -> Self {
+        Self::Missed("no call was open".to_owned())
+    }
+}
+
 pub trait Fault: Send {
     /// As `--faults` has it.
     fn name(&self) -> &'static str;
+
+    /// How often it is chosen, relative to the others.
+    fn weight(&self) -> u64 {
+        10
+    }
 
     /// Why it cannot be tried on this machine; said aloud in the report.
     fn skipped(&self, _world: &World) -> Option<String> {
@@ -52,7 +73,47 @@ pub trait Fault: Send {
 
 /// Every fault there is, by name.
 pub fn all() -> Vec<Box<dyn Fault>> {
-    Vec::new()
+    vec![
+        Box::new(server::Whole::KILL_POSTMASTER),
+        Box::new(server::Whole::KILL_ALL),
+        Box::new(server::Whole::IMMEDIATE),
+        Box::new(server::Kill::BACKEND),
+        Box::new(server::Kill::WORKER),
+        Box::new(server::Kill::LAUNCHER),
+        Box::new(server::TerminateWorker),
+        Box::new(clients::Terminate),
+        Box::new(clients::Cancel),
+        Box::new(clients::Timeouts),
+        Box::new(clients::Stop),
+    ]
+}
+
+/// The calls that are open, as soon as so many are of the kind that is wanted; None: they never were.
+pub fn catch(world: &World, least: usize, is_wanted: impl Fn(&Open) -> bool) -> Option<Vec<Open>> {
+    poll(CATCH_LIMIT, || {
+        let open: Vec<Open> = world.open_calls().into_iter().filter(|open| is_wanted(open)).collect();
+        (open.len() >= least).then_some(open)
+    })
+}
+
+/// The process that a statement finds, if it does in a while.
+fn find(world: &World, sql: &str) -> Result<Option<i32>> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let mut client = world.admin()?;
+    let mut look = || Ok(client.query_opt(sql, &[])?.map(|row| row.get(0)));
+    poll(LIMIT, || look().transpose()).transpose()
+}
+
+/// Whether a backend ends in a while.
+fn is_gone(world: &World, pid: i32) -> Result<bool> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let mut client = world.admin()?;
+    let mut look = || Ok(client.query("SELECT FROM pg_stat_activity WHERE pid = $1", &[&pid])?.is_empty());
+    let gone = poll(LIMIT, || match look() {
+        Ok(false) => None,
+        other => Some(other),
+    });
+    gone.unwrap_or(Ok(false))
 }
 
 /// Those of these names; none named: all.
