@@ -218,15 +218,19 @@ impl<'w> Actor<'w> {
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
         self.seat.opens(call, began_us);
-        let statement = match self.statements.get(sql) {
-            Some(statement) => Ok(statement.clone()),
-            None => client.prepare(sql),
+        let result = match (self.world.parameter_types(sql), self.statements.get(sql)) {
+            // Through a pooler nothing that was prepared is there the next time.
+            (Ok(Some(types)), _) => {
+                let typed: Vec<_> = parameters.iter().copied().zip(types).collect();
+                client.query_typed(sql, &typed)
+            }
+            (_, Some(statement)) => client.query(statement, parameters),
+            (_, None) => client.prepare(sql).and_then(|statement| {
+                let rows = client.query(&statement, parameters);
+                self.statements.insert(sql, statement);
+                rows
+            }),
         };
-        let result = statement.and_then(|statement| {
-            let rows = client.query(&statement, parameters);
-            self.statements.insert(sql, statement);
-            rows
-        });
         self.seat.closes();
         self.world.counters.calls.fetch_add(1, Relaxed);
         let returned_us = self.world.now_us();

@@ -12,7 +12,7 @@ use postgres::Client;
 
 use super::actor::{Actor, EXACT, QUEUES};
 use super::checker::{self, Rules, Tables, Verdict};
-use super::faults::{Fault, Struck};
+use super::faults::{self, Fault, Struck};
 use super::history::{Blow, Key, Us};
 use super::rng::Rng;
 use super::world::{World, DATABASE};
@@ -109,6 +109,9 @@ pub fn run(tree: PgTree, plan: Plan) -> Result<Outcome> {
     }
     if let Some(rule) = &plan.break_rule {
         options = options.set("pg_queue.break_rule", rule);
+    }
+    for fault in &plan.faults {
+        options = fault.cluster(options);
     }
     let version = tree.version.clone();
     let cluster = options.start_on(tree)?;
@@ -318,7 +321,12 @@ impl Round<'_> {
     /// Nothing but what was killed on purpose died.
     fn look_at_log(&mut self) {
         let log = self.world.cluster().log();
+        // A full pg_wal is the one reason for a PANIC; what panics aborts.
+        let was_full = self.strikes.get(faults::WAL_FULL).is_some_and(|strikes| strikes.hits > 0);
         let is_bad = |line: &&str| {
+            if was_full && (line.contains(faults::NO_SPACE) || line.contains("by signal 6")) {
+                return false;
+            }
             let died = line.contains("was terminated by signal") && !line.contains("by signal 9");
             // The postmaster's way to end who does not end: after SIGQUIT has had five seconds.
             died || line.contains("PANIC:") || line.contains("TRAP:") || line.contains("panicked at")

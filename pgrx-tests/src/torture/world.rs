@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use postgres::{Client, Config, NoTls};
+use postgres::types::Type;
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::history::{Blow, BlowAt, History, Log, Us};
 use crate::cluster::Cluster;
@@ -81,6 +82,7 @@ pub struct World {
     blows: Mutex<Vec<BlowAt>>,
     handed_in: Mutex<History>,
     errors: Mutex<BTreeMap<String, u64>>,
+    parameter_types: Mutex<BTreeMap<&'static str, Vec<Type>>>,
     pub counters: Counters,
 }
 
@@ -97,6 +99,7 @@ impl World {
             blows: Mutex::default(),
             handed_in: Mutex::default(),
             errors: Mutex::default(),
+            parameter_types: Mutex::default(),
             counters: Counters::default(),
         }
     }
@@ -114,6 +117,7 @@ impl World {
     /// Returns the old one, which must not take connections any more.
     pub fn fail_over(&self, to: Arc<Cluster>, is_synchronous: bool, from_us: Us) -> Arc<Cluster> {
         let old = std::mem::replace(&mut *lock(&self.cluster), to);
+        self.counters.crashes_caused.store(0, SeqCst); // the new one's log knows of none
         self.befell(Blow::Failover { is_synchronous }, from_us);
         old
     }
@@ -203,9 +207,28 @@ impl World {
         let detour = lock(&self.detour).clone();
         let mut config = detour.unwrap_or_else(|| self.cluster().config(DATABASE));
         let mut client = config.application_name(&seat.name).connect(NoTls)?;
-        let pid = client.query_one("SELECT pg_backend_pid()", &[])?.try_get(0)?;
-        seat.pid.store(pid, SeqCst);
+        // In one message: a pooler gives each statement to another session.
+        let rows = client.simple_query("SELECT pg_backend_pid()")?;
+        let pid = rows.iter().find_map(|row| match row {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        seat.pid.store(pid.unwrap_or(0), SeqCst);
         Ok(client)
+    }
+
+    /// Where clients come through a pooler that knows no prepared statements: the types of a statement's parameters.
+    pub fn parameter_types(&self, sql: &'static str) -> Result<Option<Vec<Type>>> {
+        if lock(&self.detour).is_none() {
+            return Ok(None);
+        }
+        let mut known = lock(&self.parameter_types);
+        if let Some(types) = known.get(sql) {
+            return Ok(Some(types.clone()));
+        }
+        let types = self.admin()?.prepare(sql)?.params().to_vec();
+        known.insert(sql, types.clone());
+        Ok(Some(types))
     }
 
     /// A session for a fault, or whoever looks, straight to the server.

@@ -10,25 +10,35 @@ use crate::torture::actor::QUEUES;
 use crate::torture::history::Blow;
 use crate::torture::rng::Rng;
 use crate::torture::world::{World, DATABASE};
-use super::{Fault, Proof, Struck};
-use crate::disk::{Disk, SmallDisk};
+use super::{catch, Fault, Proof, Struck, NO_SPACE, WAL_FULL};
+use crate::disk::{mounting_refused, Disk, SmallDisk};
 use crate::wait::poll;
+use crate::ClusterOptions;
 
-/// What the kernel says of a full disk, as the server's log repeats it (SQLSTATE 53100).
-const NO_SPACE: &str = "No space left on device";
 /// How long the load may take to need more room than there is.
 const FULL_LIMIT: Duration = Duration::from_secs(30);
 /// How long the server may take to notice, recover, and serve again.
 const BACK_LIMIT: Duration = Duration::from_secs(60);
+/// Calls that must be open at first.
+const OPEN_MIN: usize = 3;
 /// Calls that must fail before there is room again.
 const FAILED_MIN: usize = 10;
 /// Messages that must be finished meanwhile: a delete needs no room.
 const FINISHED_MIN: u64 = 20;
 
+/// pg_wal's disk: what the server keeps and takes at most with the settings below, several times over.
+const WAL_MIB: u32 = 128;
+const TABLES_MIB: u32 = 64;
+
 fn no_disk(world: &World, disk: Disk) -> Option<String> {
-    match world.cluster().disk(disk) {
-        Some(_) => None,
-        None => Some(format!("the cluster has no small disk for this ({disk:?})")),
+    world.cluster().disk(disk).is_none().then(|| mounting_refused().unwrap_or_default())
+}
+
+/// Where nothing can be mounted the fault is skipped, and says why.
+fn with_disk(options: ClusterOptions, disk: Disk, mebibytes: u32) -> ClusterOptions {
+    match mounting_refused() {
+        None => options.disk(disk, mebibytes),
+        Some(_) => options,
     }
 }
 
@@ -41,7 +51,11 @@ pub struct WalFull;
 
 impl Fault for WalFull {
     fn name(&self) -> &'static str {
-        "wal-full"
+        WAL_FULL
+    }
+
+    fn cluster(&self, options: ClusterOptions) -> ClusterOptions {
+        with_disk(options, Disk::Wal, WAL_MIB).set("max_wal_size", "16MB").set("min_wal_size", "2MB")
     }
 
     fn skipped(&self, world: &World) -> Option<String> {
@@ -50,6 +64,9 @@ impl Fault for WalFull {
 
     fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
         let (cluster, disk) = (world.cluster(), small_disk(world, Disk::Wal)?);
+        if catch(world, OPEN_MIN, |_| true).is_none() {
+            return Ok(Struck::idle());
+        }
         let (from_us, logged) = (world.now_us(), cluster.log_len());
         let mut open_calls = 0;
         // Again and again: a checkpoint may give some of it back.
@@ -95,6 +112,8 @@ impl Fault for WalFull {
             None => bail!("with room again the server did not come back; its log:\n{}", cluster.log_tail()),
         }
         world.befell(Blow::Crash, from_us);
+        let crashes = cluster.log_from(logged).matches("all server processes terminated; reinitializing").count();
+        world.counters.crashes_caused.fetch_add(crashes as u64, Relaxed);
         if open_calls == 0 {
             return Ok(Struck::Missed(format!("{panic}, while no call was open")));
         }
@@ -120,6 +139,10 @@ pub struct TablesFull;
 impl Fault for TablesFull {
     fn name(&self) -> &'static str {
         "tables-full"
+    }
+
+    fn cluster(&self, options: ClusterOptions) -> ClusterOptions {
+        with_disk(options, Disk::Tables, TABLES_MIB)
     }
 
     fn skipped(&self, world: &World) -> Option<String> {
@@ -149,8 +172,8 @@ impl Fault for TablesFull {
 
     fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
         let (cluster, disk) = (world.cluster(), small_disk(world, Disk::Tables)?);
+        let Some(open) = catch(world, OPEN_MIN, |_| true) else { return Ok(Struck::idle()) };
         let (from_us, logged) = (world.now_us(), cluster.log_len());
-        let open_calls = world.open_calls().len();
         let finished = || world.counters.acts.load(Relaxed);
         let client = format!("@{DATABASE} ERROR:");
         let (mut failed, mut finished_before) = (0, None);
@@ -169,8 +192,7 @@ impl Fault for TablesFull {
         disk.make_room()?;
         let meanwhile = finished().saturating_sub(finished_before.unwrap_or_else(finished));
         match outcome.transpose()? {
-            Some(()) if open_calls > 0 => {}
-            Some(()) => return Ok(Struck::Missed("no call was open".to_owned())),
+            Some(()) => {}
             None if failed > 0 => {
                 bail!("on a full disk {failed} calls failed, and only {meanwhile} messages were finished")
             }
@@ -179,7 +201,7 @@ impl Fault for TablesFull {
         Ok(Struck::Hit(Proof {
             from_us,
             to_us: world.now_us(),
-            open_calls,
+            open_calls: open.len(),
             seen: format!("{failed} calls failed with 53100, {meanwhile} messages were finished meanwhile"),
         }))
     }

@@ -5,7 +5,14 @@
 //! cannot prove it has missed. A round in which a chosen fault never struck fails.
 
 mod clients;
+mod connections;
+mod disk;
+mod maintenance;
+mod pooler;
+mod prepared;
+mod room;
 mod server;
+mod standby;
 
 use std::time::Duration;
 
@@ -15,9 +22,15 @@ use super::history::Us;
 use super::rng::Rng;
 use super::world::{Open, World};
 use crate::wait::poll;
+use crate::ClusterOptions;
 
 /// How long a fault waits for work to strike at.
 const CATCH_LIMIT: Duration = Duration::from_secs(5);
+
+/// The fault that makes the server panic.
+pub const WAL_FULL: &str = "wal-full";
+/// What the kernel says of a full disk, as the server's log repeats it (SQLSTATE 53100).
+pub const NO_SPACE: &str = "No space left on device";
 
 /// The proof that a fault struck.
 #[derive(Clone, Debug)]
@@ -55,6 +68,11 @@ pub trait Fault: Send {
         10
     }
 
+    /// What the cluster must be made with, so that it can be tried.
+    fn cluster(&self, options: ClusterOptions) -> ClusterOptions {
+        options
+    }
+
     /// Why it cannot be tried on this machine; said aloud in the report.
     fn skipped(&self, _world: &World) -> Option<String> {
         None
@@ -88,6 +106,23 @@ pub fn all() -> Vec<Box<dyn Fault>> {
     ]
 }
 
+/// Those that want a cluster made for them, or that leave it for another one: only by name.
+pub fn special() -> Vec<Box<dyn Fault>> {
+    let mut special: Vec<Box<dyn Fault>> = vec![
+        Box::new(disk::WalFull),
+        Box::new(disk::TablesFull),
+        Box::new(room::NoRoom),
+        Box::new(connections::OutOfConnections),
+        Box::new(maintenance::Autovacuum),
+        Box::new(prepared::Prepared::default()),
+        Box::new(standby::Promotion::SYNCHRONOUS),
+        Box::new(standby::Promotion::ASYNCHRONOUS),
+        Box::new(pooler::PoolerKilled::default()),
+    ];
+    special.extend(maintenance::Rewrite::ALL.map(|rewrite| -> Box<dyn Fault> { Box::new(rewrite) }));
+    special
+}
+
 /// The calls that are open, as soon as so many are of the kind that is wanted; None: they never were.
 pub fn catch(world: &World, least: usize, is_wanted: impl Fn(&Open) -> bool) -> Option<Vec<Open>> {
     poll(CATCH_LIMIT, || {
@@ -116,11 +151,16 @@ fn is_gone(world: &World, pid: i32) -> Result<bool> {
     gone.unwrap_or(Ok(false))
 }
 
-/// Those of these names; none named: all.
+/// Those of these names, the special ones too; none named: all but those.
 pub fn named(names: &[String]) -> Result<Vec<Box<dyn Fault>>> {
-    let known: Vec<&str> = all().iter().map(|fault| fault.name()).collect();
+    if names.is_empty() {
+        return Ok(all());
+    }
+    let mut faults = all();
+    faults.extend(special());
+    let known: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("there is no fault {unknown:?}; there are {}", known.join(", "));
     }
-    Ok(all().into_iter().filter(|fault| names.is_empty() || names.iter().any(|n| n == fault.name())).collect())
+    Ok(faults.into_iter().filter(|fault| names.iter().any(|name| name == fault.name())).collect())
 }

@@ -13,6 +13,7 @@ use crate::torture::rng::Rng;
 use crate::torture::world::World;
 use super::{Fault, Proof, Struck};
 use crate::wait::poll;
+use crate::ClusterOptions;
 
 /// Above this, filling the dispatcher takes too long.
 const MESSAGES_MAX: i64 = 20_000;
@@ -32,6 +33,11 @@ fn max_messages(client: &mut Client) -> Result<i64> {
 impl Fault for NoRoom {
     fn name(&self) -> &'static str {
         "no-room"
+    }
+
+    fn cluster(&self, options: ClusterOptions) -> ClusterOptions {
+        // Each queue is promised its share of half of the messages.
+        options.set("pg_queue.max_messages", "4096").set("pg_queue.max_queues", "8")
     }
 
     fn skipped(&self, world: &World) -> Option<String> {
