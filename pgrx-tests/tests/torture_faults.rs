@@ -6,90 +6,82 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::*;
 use queue_tests::torture::faults;
 use queue_tests::torture::round::{self, Plan};
 use queue_tests::{skipped, wait_until, Cluster, ClusterOptions, Database, PgTree};
 
-/// Runs these faults, each at least once, for at least so long.
+/// Runs these faults, each at least once; in the long form again and again for a minute.
 #[track_caller]
-fn torture(names: &[&str], length: Duration) {
+fn torture(names: &[&str]) {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let is_long = std::env::var_os("PG_QUEUE_TEST_ROUNDS").is_some();
     let plan = Plan {
-        seed: 5,
-        length: length * rounds(),
+        seed: seed(),
+        length: Duration::from_secs(if is_long { 60 } else { 0 }),
         faults: faults::named(&names).unwrap(),
         senders: 3,
         consumers: 5,
         is_durable: false,
         break_rule: None,
-        is_told: false,
+        is_told: true,
     };
+    println!("seed {} ({SEED_ENV} repeats it)", plan.seed);
     let outcome = round::run(PgTree::from_env().unwrap(), plan).unwrap_or_else(|error| panic!("{error:#}"));
     for (name, strikes) in &outcome.strikes {
         if let Some(why) = &strikes.skipped {
             skipped(name, why);
         }
     }
-    assert!(outcome.is_good(), "{outcome:#?}");
-    eprintln!("{outcome:#?}");
+    println!("{outcome}");
+    assert!(outcome.is_good());
 }
 
-/// How often the short form is to be repeated.
-fn rounds() -> u32 {
-    std::env::var("PG_QUEUE_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).map_or(1, |n: u32| n.min(10))
-}
+/// Another one each time, unless it is given.
+const SEED_ENV: &str = "PG_QUEUE_TORTURE_SEED";
 
-const AT_ONCE: Duration = Duration::ZERO;
-
-#[test]
-fn full_wal_disk_loses_and_doubles_nothing() {
-    torture(&["wal-full"], AT_ONCE);
+fn seed() -> u64 {
+    let given = std::env::var(SEED_ENV).ok().map(|seed| seed.parse().expect("a seed is a number"));
+    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() % 1_000_000)
 }
 
 #[test]
-fn full_table_disk_loses_and_doubles_nothing() {
-    torture(&["tables-full"], AT_ONCE);
+fn full_disks_lose_and_double_nothing() {
+    torture(&["wal-full", "tables-full"]);
 }
 
+/// With killed servers in between: they load everything by the indexes that were just made.
 #[test]
-fn full_dispatcher_loses_nothing_and_starves_no_queue() {
-    torture(&["no-room"], AT_ONCE);
-}
-
-#[test]
-fn running_out_of_connections_loses_nothing() {
-    torture(&["out-of-connections"], AT_ONCE);
-}
-
-#[test]
-fn maintenance_of_a_queues_table_loses_and_doubles_nothing() {
-    torture(
-        &["vacuum-full", "cluster", "reindex", "reindex-concurrently", "autovacuum"],
-        Duration::from_secs(2),
-    );
-}
-
-#[test]
-fn prepared_transactions_outlive_crashes_under_load() {
-    torture(&["prepared"], AT_ONCE);
+fn administrators_and_full_tables_of_the_server_lose_and_double_nothing() {
+    torture(&[
+        "vacuum-full",
+        "cluster",
+        "reindex",
+        "reindex-concurrently",
+        "autovacuum",
+        "out-of-connections",
+        "no-room",
+        "prepared",
+        "kill-all",
+    ]);
 }
 
 #[test]
 fn promotion_of_a_synchronous_standby_loses_nothing() {
-    torture(&["promote-synchronous"], AT_ONCE);
+    torture(&["promote-synchronous"]);
 }
 
+/// How much it loses is in the report.
 #[test]
 fn promotion_of_an_asynchronous_standby_loses_only_the_last() {
-    torture(&["promote-asynchronous"], AT_ONCE);
+    torture(&["promote-asynchronous"]);
 }
 
 #[test]
 fn pooled_connections_lose_and_double_nothing_when_the_pooler_dies() {
-    torture(&["kill-pooler"], AT_ONCE);
+    torture(&["kill-pooler"]);
 }
 
 #[test]

@@ -19,16 +19,16 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// One command that gives a table, or its indexes, new files.
 pub struct Rewrite {
     name: &'static str,
-    /// With `%` for the queue's name.
+    /// With `%` for the table, `$` for its primary key's index.
     sql: &'static str,
 }
 
 impl Rewrite {
     pub const ALL: [Self; 4] = [
-        Self { name: "vacuum-full", sql: "VACUUM (FULL, ANALYZE) queue.%" },
-        Self { name: "cluster", sql: "CLUSTER queue.% USING %_pkey" },
-        Self { name: "reindex", sql: "REINDEX TABLE queue.%" },
-        Self { name: "reindex-concurrently", sql: "REINDEX TABLE CONCURRENTLY queue.%" },
+        Self { name: "vacuum-full", sql: "VACUUM (FULL, ANALYZE) %" },
+        Self { name: "cluster", sql: "CLUSTER % USING $" },
+        Self { name: "reindex", sql: "REINDEX TABLE %" },
+        Self { name: "reindex-concurrently", sql: "REINDEX TABLE CONCURRENTLY %" },
     ];
 }
 
@@ -55,6 +55,10 @@ impl Fault for Rewrite {
     fn strike(&mut self, world: &World, rng: &mut Rng) -> Result<Struck> {
         let mut client = world.admin()?;
         let queue = *rng.pick(&QUEUES).context("there is no queue")?;
+        let find_key = "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
+            WHERE indrelid = $1::text::regclass AND indisprimary";
+        let key: String = client.query_one(find_key, &[&format!("queue.{queue}")])?.get(0);
+        let sql = self.sql.replace('%', &format!("queue.{queue}")).replace('$', &format!("\"{key}\""));
         let before = files(&mut client, queue)?;
         let in_use = poll(LIMIT, || match users(&mut client, queue) {
             Ok(0) => None,
@@ -64,7 +68,7 @@ impl Fault for Rewrite {
             return Ok(Struck::Missed(format!("nobody uses {queue:?}")));
         };
         let (from_us, open_calls) = (world.now_us(), world.open_calls().len());
-        client.batch_execute(&self.sql.replace('%', queue)).with_context(|| format!("{} of {queue}", self.name))?;
+        client.batch_execute(&sql).with_context(|| sql.clone())?;
         let to_us = world.now_us();
         let after = files(&mut client, queue)?;
         let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();

@@ -21,7 +21,7 @@ const MESSAGES_MAX: i64 = 20_000;
 const LIMIT: Duration = Duration::from_secs(30);
 const FINISHED_MIN: u64 = 50;
 
-const READ: &str = "SELECT msg_id, lease_id FROM queue_read('hoard', 100000, '1 h', '1 s')";
+const READ: &str = "SELECT msg_id, lease_id FROM queue_read('hoard', 100000, '1 h')";
 
 pub struct NoRoom;
 
@@ -57,18 +57,26 @@ impl Fault for NoRoom {
         let (mut client, mut other) = (world.admin()?, world.admin()?);
         let most = max_messages(&mut client)?;
         let from_us = world.now_us();
-        let send = "SELECT queue_send_batch('hoard', array(SELECT to_jsonb(n) FROM generate_series(1, $1) n))";
+        let send = "SELECT queue_send_batch('hoard', array(SELECT to_jsonb(n) FROM generate_series(1, $1::int8) n))";
         let mut missing: HashSet<i64> = client.query(send, &[&most])?.iter().map(|row| row.get(0)).collect();
         // In an open transaction: what it holds comes back at its end.
         client.batch_execute("BEGIN")?;
-        let held = client.query(READ, &[])?.len();
-        ensure!(held > 0, "nothing of {most} messages was delivered");
-        let open_calls = world.open_calls().len();
-        // Other sessions get no more of them, though they are there.
-        let more = other.query(READ, &[])?.len();
-        if held + more >= most as usize || open_calls == 0 {
-            return Ok(Struck::Missed(format!("{held} and {more} of {most} leased, {open_calls} calls open")));
+        let mut held = client.query(READ, &[])?.len();
+        // Other sessions get what is left, until they get no more of them, though they are there.
+        loop {
+            let more = other.query(READ, &[])?.len();
+            held += more;
+            if more == 0 {
+                break;
+            }
         }
+        let full = "SELECT detail FROM queue_health() WHERE problem = 'dispatcher_full'";
+        let full: Option<String> = other.query_opt(full, &[])?.map(|row| row.get(0));
+        let open_calls = world.open_calls().len();
+        let Some(full) = full.filter(|_| held < most as usize && open_calls > 0) else {
+            client.batch_execute("ROLLBACK")?;
+            return Ok(Struck::Missed(format!("{held} of {most} leased, {open_calls} calls open")));
+        };
         let finished = || world.counters.acts.load(Relaxed);
         let before = finished();
         let meanwhile = poll(LIMIT, || Some(finished() - before).filter(|count| *count >= FINISHED_MIN));
@@ -85,8 +93,8 @@ impl Fault for NoRoom {
             to_us,
             open_calls,
             seen: format!(
-                "{held} + {more} leases of {most} messages left no room; {meanwhile} messages of others were finished \
-                 meanwhile, and the {most} afterwards"
+                "{held} leases of {most} messages; {full} {meanwhile} messages of others were finished meanwhile, and the \
+                 {most} afterwards"
             ),
         }))
     }

@@ -1,4 +1,4 @@
-//! Failover: a standby is made in mid-load, streams, and takes over when every process of its primary is killed.
+//! Failover: a standby streams, and takes over in mid-load when every process of its primary is killed.
 //!
 //! Synchronous: commits wait for the standby, so nothing that was acknowledged may be lost. Asynchronous: the standby is
 //! kept from following for a moment first, so that there is something to lose; how much it was, the checker tells.
@@ -29,11 +29,13 @@ const BEHIND_BYTES: i64 = 1 << 20;
 
 pub struct Promotion {
     is_synchronous: bool,
+    /// The one for the next strike, if there is one already.
+    standby: Option<Cluster>,
 }
 
 impl Promotion {
-    pub const SYNCHRONOUS: Self = Self { is_synchronous: true };
-    pub const ASYNCHRONOUS: Self = Self { is_synchronous: false };
+    pub const SYNCHRONOUS: Self = Self { is_synchronous: true, standby: None };
+    pub const ASYNCHRONOUS: Self = Self { is_synchronous: false, standby: None };
 }
 
 /// A standby is made with its primary's settings, but for those that are its own.
@@ -44,6 +46,14 @@ fn options_of(primary: &mut Client) -> Result<ClusterOptions> {
     let rows = primary.query(sql, &[])?;
     let options = ClusterOptions::default();
     Ok(rows.iter().fold(options, |options, row| options.set(row.get(0), row.get(1))))
+}
+
+fn make_standby(primary: &Cluster) -> Result<Cluster> {
+    let mut client = primary.connect("postgres")?;
+    // Kept for the time between the copy's end and the standby's first question.
+    client.batch_execute("ALTER SYSTEM SET wal_keep_size = '1GB'")?;
+    client.batch_execute("SELECT pg_reload_conf()")?;
+    options_of(&mut client)?.start_standby_of(primary).context("cannot make a standby")
 }
 
 /// Waits until a query of one boolean is true.
@@ -104,12 +114,18 @@ impl Fault for Promotion {
         has_disks.then(|| "a cluster with small disks is not copied".to_owned())
     }
 
+    /// The first is made while the server has nothing else to do; later ones in mid-load.
+    fn prepare(&mut self, world: &World) -> Result<()> {
+        self.standby = Some(make_standby(&world.cluster())?);
+        Ok(())
+    }
+
     fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
         let (primary, mut client) = (world.cluster(), world.admin()?);
-        // Kept for the time between the copy's end and the standby's first question.
-        client.batch_execute("ALTER SYSTEM SET wal_keep_size = '1GB'")?;
-        client.batch_execute("SELECT pg_reload_conf()")?;
-        let standby = options_of(&mut client)?.start_standby_of(&primary).context("cannot make a standby")?;
+        let standby = match self.standby.take() {
+            Some(standby) => standby,
+            None => make_standby(&primary)?,
+        };
         let streams = "SELECT bool_or(state = 'streaming') FROM pg_stat_replication";
         wait_true(&mut client, "the standby streams", streams)?;
         let mut stopped = None;
