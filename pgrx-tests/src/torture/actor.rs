@@ -133,7 +133,6 @@ impl<'w> Actor<'w> {
     pub fn commit(&mut self) -> Done {
         let asked_us = self.world.now_us();
         let result = self.execute("commit", "COMMIT");
-        self.savepoint = None;
         let over_us = self.world.now_us();
         match result {
             Ok(()) => {
@@ -308,6 +307,7 @@ impl<'w> Actor<'w> {
 
     fn ended(&mut self, end: End) {
         self.open_us = None;
+        self.savepoint = None;
         self.own.clear();
         let (sent, delivered, acts) = self.log.ended(end);
         let counters = &self.world.counters;

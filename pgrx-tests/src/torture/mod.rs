@@ -10,6 +10,8 @@
 
 mod actor;
 pub mod checker;
+#[cfg(test)]
+mod checker_tests;
 mod consumers;
 pub mod faults;
 pub mod history;
