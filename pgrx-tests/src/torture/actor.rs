@@ -355,7 +355,8 @@ impl<'w> Actor<'w> {
         Ok(())
     }
 
-    /// By COPY; outside a transaction.
+    /// By COPY, within a transaction: outside of one the driver's `finish()` returns at CommandComplete, which the
+    /// server sends before it commits, and is no acknowledgement.
     pub fn copy(&mut self, sql: &str, rows: &str) -> Done {
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
@@ -369,8 +370,7 @@ impl<'w> Actor<'w> {
         self.world.counters.calls.fetch_add(1, Relaxed);
         match result {
             Ok(_) => {
-                let returned_us = self.world.now_us();
-                self.answered(&Returned { rows: Vec::new(), began_us, returned_us });
+                self.open_us = self.open_us.map(|_| self.world.now_us());
                 Ok(())
             }
             Err(error) => Err(self.call_failed(began_us, false, &error)),

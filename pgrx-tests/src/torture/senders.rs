@@ -125,5 +125,7 @@ fn copy(actor: &mut Actor) -> Done {
     for key in actor.keys(queue, 50, 0) {
         let _ = writeln!(rows, "{{\"k\": {key}}}"); // a String takes everything
     }
-    actor.copy(&format!("COPY queue.{} (message) FROM STDIN", name(queue)), &rows)
+    actor.begin("read committed")?;
+    actor.copy(&format!("COPY queue.{} (message) FROM STDIN", name(queue)), &rows)?;
+    actor.commit()
 }

@@ -75,6 +75,7 @@ impl Fault for NoRoom {
         let open_calls = world.open_calls().len();
         let Some(full) = full.filter(|_| held < most as usize && open_calls > 0) else {
             client.batch_execute("ROLLBACK")?;
+            other.batch_execute("SELECT queue_purge('hoard')")?;
             return Ok(Struck::Missed(format!("{held} of {most} leased, {open_calls} calls open")));
         };
         let finished = || world.counters.acts.load(Relaxed);
