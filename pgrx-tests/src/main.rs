@@ -42,6 +42,8 @@ enum Task {
     Bench(xtask::bench::Options),
     /// Sends and finishes at a steady rate for minutes to hours: fails if anything grew.
     Soak(xtask::soak::Options),
+    /// Breaks the server on purpose under load, then accounts for every message: fails if one is lost or doubled.
+    Torture(xtask::torture::Options),
     /// Checks format and lints (`cargo fmt`, `cargo clippy`), the extension's on one PostgreSQL.
     Lint,
     /// One consumer of the demo; started by it.
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Task::Test { versions, long, filter } => xtask::suite::run(versions, long, filter),
         Task::Bench(options) => xtask::bench::run(&options),
         Task::Soak(options) => xtask::soak::run(&options),
+        Task::Torture(options) => xtask::torture::run(&options),
         Task::Lint => xtask::lint::run_all(),
         Task::DemoConsumer(arguments) => xtask::demo_consumer::run(&arguments).map(|()| true),
     };

@@ -199,8 +199,8 @@ impl Table {
     #[cfg(feature = "wait_points")]
     pub fn fetch_if_broken(&self, tid: Tid) -> Option<Record> {
         crate::if_broken!(read_uncommitted, {
-            // SAFETY: a constant of Postgres that sees every row version; it is neither pushed nor registered.
-            let any = Snapshot(unsafe { &raw mut pg_sys::SnapshotAnyData });
+            // It sees every row version; a constant of Postgres, neither pushed nor registered.
+            let any = Snapshot(&raw mut pg_sys::SnapshotAnyData);
             return self.fetch(tid, &any);
         });
         None

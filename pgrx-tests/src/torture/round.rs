@@ -26,8 +26,8 @@ const SENT_BETWEEN: u64 = 200;
 const DELIVERED_BETWEEN: u64 = 100;
 /// So long without any of that, and the system hangs.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
-/// At the end: no lease, delay or backoff lasts as long.
-const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// At the end: no lease, delay or backoff lasts nearly as long.
+const DRAIN_LIMIT: Duration = Duration::from_secs(8);
 /// No call of a client takes as long.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// A fault that has not struck yet when the time is over is tried so often.
