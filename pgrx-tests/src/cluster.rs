@@ -128,7 +128,8 @@ impl ClusterOptions {
             SmallDisk::make(&path, *mebibytes, &cluster.user)?;
             if *disk == Disk::Wal {
                 // Small segments, so that a small disk holds some.
-                arguments.extend([format!("--waldir={}", path.join("pg_wal").display()), "--wal-segsize=1".into()]);
+                arguments
+                    .extend([format!("--waldir={}", path.join("pg_wal").display()), "--wal-segsize=1".into()]);
             }
         }
         cluster.initdb(&arguments)?;

@@ -46,7 +46,8 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<bool> {
     if options.faults == ["list"] {
-        faults::all().iter().for_each(|fault| println!("{}", fault.name()));
+        faults::named(&[])?.iter().for_each(|fault| println!("{}", fault.name()));
+        faults::special().iter().for_each(|fault| println!("{} (only where it is named)", fault.name()));
         return Ok(true);
     }
     let faults = faults::named(&options.faults)?;

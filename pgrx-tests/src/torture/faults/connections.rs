@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 use postgres::Client;
 
+use super::{Fault, Proof, Struck};
+use crate::cluster::Cluster;
 use crate::torture::history::Blow;
 use crate::torture::rng::Rng;
 use crate::torture::world::{World, DATABASE};
-use super::{Fault, Proof, Struck};
-use crate::cluster::Cluster;
 use crate::wait::poll;
 
 const LIMIT: Duration = Duration::from_secs(30);

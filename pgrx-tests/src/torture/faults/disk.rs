@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{bail, Result};
 
+use super::{catch, Fault, Proof, Struck, NO_SPACE, WAL_FULL};
+use crate::disk::{mounting_refused, Disk, SmallDisk};
 use crate::torture::actor::QUEUES;
 use crate::torture::history::Blow;
 use crate::torture::rng::Rng;
 use crate::torture::world::{World, DATABASE};
-use super::{catch, Fault, Proof, Struck, NO_SPACE, WAL_FULL};
-use crate::disk::{mounting_refused, Disk, SmallDisk};
 use crate::wait::poll;
 use crate::ClusterOptions;
 
@@ -112,7 +112,8 @@ impl Fault for WalFull {
             None => bail!("with room again the server did not come back; its log:\n{}", cluster.log_tail()),
         }
         world.befell(Blow::Crash, from_us);
-        let crashes = cluster.log_from(logged).matches("all server processes terminated; reinitializing").count();
+        let crashes =
+            cluster.log_from(logged).matches("all server processes terminated; reinitializing").count();
         world.counters.crashes_caused.fetch_add(crashes as u64, Relaxed);
         if open_calls == 0 {
             return Ok(Struck::Missed(format!("{panic}, while no call was open")));

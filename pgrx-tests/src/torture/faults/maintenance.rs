@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use postgres::Client;
 
+use super::{Fault, Proof, Struck};
 use crate::torture::actor::QUEUES;
 use crate::torture::rng::Rng;
 use crate::torture::world::World;
-use super::{Fault, Proof, Struck};
 use crate::wait::poll;
 
 /// How long clients may take to use the table, and autovacuum to come.
@@ -80,7 +80,10 @@ impl Fault for Rewrite {
             from_us,
             to_us,
             open_calls,
-            seen: format!("{queue}, locked by {in_use} open transactions: {changed} of {} files are new", after.len()),
+            seen: format!(
+                "{queue}, locked by {in_use} open transactions: {changed} of {} files are new",
+                after.len()
+            ),
         }))
     }
 }
@@ -97,7 +100,8 @@ const EAGER: [(&str, &str); 4] = [
 
 /// How often the queues were vacuumed.
 fn vacuumed(client: &mut Client) -> Result<Vec<i64>> {
-    let sql = "SELECT autovacuum_count FROM pg_stat_user_tables WHERE schemaname = 'queue' AND relname = ANY($1) \
+    let sql =
+        "SELECT autovacuum_count FROM pg_stat_user_tables WHERE schemaname = 'queue' AND relname = ANY($1) \
         ORDER BY relname";
     let rows = client.query(sql, &[&&QUEUES[..]])?;
     Ok(rows.iter().map(|row| row.get(0)).collect())

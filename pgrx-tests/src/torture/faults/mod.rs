@@ -89,7 +89,7 @@ pub trait Fault: Send {
     fn strike(&mut self, world: &World, rng: &mut Rng) -> Result<Struck>;
 }
 
-/// Every fault there is, by name.
+/// What kills and stops processes, and ends calls.
 pub fn all() -> Vec<Box<dyn Fault>> {
     vec![
         Box::new(server::Whole::KILL_POSTMASTER),
@@ -106,21 +106,27 @@ pub fn all() -> Vec<Box<dyn Fault>> {
     ]
 }
 
-/// Those that want a cluster made for them, or that leave it for another one: only by name.
-pub fn special() -> Vec<Box<dyn Fault>> {
-    let mut special: Vec<Box<dyn Fault>> = vec![
-        Box::new(disk::WalFull),
-        Box::new(disk::TablesFull),
-        Box::new(room::NoRoom),
+/// What administrators do, and servers out of something: for longer rounds, and by name.
+pub fn more() -> Vec<Box<dyn Fault>> {
+    let mut more: Vec<Box<dyn Fault>> = vec![
         Box::new(connections::OutOfConnections),
         Box::new(maintenance::Autovacuum),
         Box::new(prepared::Prepared::default()),
         Box::new(standby::Promotion::SYNCHRONOUS),
+    ];
+    more.extend(maintenance::Rewrite::ALL.map(|rewrite| -> Box<dyn Fault> { Box::new(rewrite) }));
+    more
+}
+
+/// Those that want a cluster or a way to it made for them, or after which something may be lost: only by name.
+pub fn special() -> Vec<Box<dyn Fault>> {
+    vec![
+        Box::new(disk::WalFull),
+        Box::new(disk::TablesFull),
+        Box::new(room::NoRoom),
         Box::new(standby::Promotion::ASYNCHRONOUS),
         Box::new(pooler::PoolerKilled::default()),
-    ];
-    special.extend(maintenance::Rewrite::ALL.map(|rewrite| -> Box<dyn Fault> { Box::new(rewrite) }));
-    special
+    ]
 }
 
 /// The calls that are open, as soon as so many are of the kind that is wanted; None: they never were.
@@ -151,12 +157,13 @@ fn is_gone(world: &World, pid: i32) -> Result<bool> {
     gone.unwrap_or(Ok(false))
 }
 
-/// Those of these names, the special ones too; none named: all but those.
+/// Those of these names; none named: all but the special ones.
 pub fn named(names: &[String]) -> Result<Vec<Box<dyn Fault>>> {
-    if names.is_empty() {
-        return Ok(all());
-    }
     let mut faults = all();
+    faults.extend(more());
+    if names.is_empty() {
+        return Ok(faults);
+    }
     faults.extend(special());
     let known: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {

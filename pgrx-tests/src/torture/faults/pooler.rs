@@ -3,10 +3,10 @@
 
 use anyhow::Result;
 
-use crate::torture::rng::Rng;
-use crate::torture::world::{World, DATABASE};
 use super::{Fault, Proof, Struck};
 use crate::pooler::{find_pgbouncer, Pooler};
+use crate::torture::rng::Rng;
+use crate::torture::world::{World, DATABASE};
 
 /// Sessions for all clients together: fewer than there are clients, so that they take turns.
 pub const SESSIONS: u32 = 4;
@@ -35,8 +35,11 @@ impl Fault for PoolerKilled {
 
     fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
         let Some(pooler) = &mut self.pooler else { return Ok(Struck::Missed("there is no pooler".to_owned())) };
-        let (sql, mut admin) = ("SELECT count(*) FROM pg_stat_activity WHERE application_name <> 'pg_queue-harness' \
-            AND backend_type = 'client backend' AND datname = current_database()", world.admin()?);
+        let (sql, mut admin) = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name <> 'pg_queue-harness' \
+            AND backend_type = 'client backend' AND datname = current_database()",
+            world.admin()?,
+        );
         let sessions: i64 = admin.query_one(sql, &[])?.get(0);
         let (from_us, open_calls, old) = (world.now_us(), world.open_calls().len(), pooler.pid());
         if open_calls == 0 {

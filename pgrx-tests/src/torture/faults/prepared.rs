@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::{bail, ensure, Context, Result};
 use postgres::Client;
 
+use super::{Fault, Proof, Struck};
 use crate::torture::actor::{EXACT, PLAIN, QUEUES};
 use crate::torture::history::{Blow, End, Log, Outcome, Us};
 use crate::torture::rng::Rng;
 use crate::torture::world::{Seat, World};
-use super::{Fault, Proof, Struck};
 
 const TRANSACTIONS: usize = 6;
 /// Each sends so many in a batch, one by one, and by plain SQL.
@@ -72,7 +72,8 @@ fn crash(world: &World) -> Result<(Us, usize, String)> {
 }
 
 fn ours(client: &mut Client, prefix: &str) -> Result<usize> {
-    let sql = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1)";
+    let sql =
+        "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1)";
     Ok(client.query_one(sql, &[&prefix])?.get::<_, i64>(0) as usize)
 }
 
@@ -93,7 +94,10 @@ impl Fault for Prepared {
         }
         let (from_us, open_calls, first) = crash(world)?;
         let mut client = world.admin()?;
-        ensure!(ours(&mut client, &prefix)? == TRANSACTIONS, "a prepared transaction did not outlive the crash");
+        ensure!(
+            ours(&mut client, &prefix)? == TRANSACTIONS,
+            "a prepared transaction did not outlive the crash"
+        );
         // One is committed while the server is fresh, and at once it crashes again: nobody was told.
         let committed_first = open.remove(rng.below(open.len() as u64) as usize);
         committed_first.settle(world, &mut client, true)?;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{bail, ensure, Context, Result};
 use postgres::Client;
 
+use super::{Fault, Proof, Struck};
 use crate::torture::rng::Rng;
 use crate::torture::world::World;
-use super::{Fault, Proof, Struck};
 use crate::wait::poll;
 use crate::ClusterOptions;
 
@@ -57,7 +57,8 @@ impl Fault for NoRoom {
         let (mut client, mut other) = (world.admin()?, world.admin()?);
         let most = max_messages(&mut client)?;
         let from_us = world.now_us();
-        let send = "SELECT queue_send_batch('hoard', array(SELECT to_jsonb(n) FROM generate_series(1, $1::int8) n))";
+        let send =
+            "SELECT queue_send_batch('hoard', array(SELECT to_jsonb(n) FROM generate_series(1, $1::int8) n))";
         let mut missing: HashSet<i64> = client.query(send, &[&most])?.iter().map(|row| row.get(0)).collect();
         // In an open transaction: what it holds comes back at its end.
         client.batch_execute("BEGIN")?;
@@ -82,7 +83,10 @@ impl Fault for NoRoom {
         let before = finished();
         let meanwhile = poll(LIMIT, || Some(finished() - before).filter(|count| *count >= FINISHED_MIN));
         let Some(meanwhile) = meanwhile else {
-            bail!("without room in the dispatcher only {} messages were finished in {LIMIT:?}", finished() - before);
+            bail!(
+                "without room in the dispatcher only {} messages were finished in {LIMIT:?}",
+                finished() - before
+            );
         };
         client.batch_execute("ROLLBACK")?;
         let to_us = world.now_us();
@@ -108,7 +112,9 @@ fn drain(client: &mut Client, missing: &mut HashSet<i64>) -> Result<()> {
             let rows = client.query(READ, &[])?;
             let ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
             let leases: Vec<i64> = rows.iter().map(|row| row.get(1)).collect();
-            for row in client.query("SELECT queue_delete_batch('hoard', $1, $2, strict => true)", &[&ids, &leases])? {
+            for row in
+                client.query("SELECT queue_delete_batch('hoard', $1, $2, strict => true)", &[&ids, &leases])?
+            {
                 let id: i64 = row.get(0);
                 ensure!(missing.remove(&id), "message {id} was delivered after it was finished");
             }

@@ -11,17 +11,18 @@ use anyhow::{bail, Context, Result};
 use nix::sys::signal::Signal;
 use postgres::Client;
 
-use crate::torture::rng::Rng;
-use crate::torture::world::World;
 use super::{catch, Fault, Proof, Struck};
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::disk::Disk;
 use crate::processes;
+use crate::torture::rng::Rng;
+use crate::torture::world::World;
 use crate::wait::poll;
 
 /// Calls that must be open when the primary is killed.
 const OPEN_MIN: usize = 3;
 const LIMIT: Duration = Duration::from_secs(60);
+const STREAM_LIMIT: Duration = Duration::from_secs(10);
 /// Messages that are acknowledged while an asynchronous standby cannot follow.
 const BEHIND_MIN: u64 = 50;
 /// WAL that must be unsent by then: less may still lie in the socket and arrive.
@@ -57,28 +58,36 @@ fn make_standby(primary: &Cluster) -> Result<Cluster> {
 }
 
 /// Waits until a query of one boolean is true.
-fn wait_true(client: &mut Client, what: &str, sql: &str) -> Result<()> {
-    let is_true = poll(LIMIT, || match client.query_one(sql, &[]) {
+fn wait_true(client: &mut Client, limit: Duration, what: &str, sql: &str) -> Result<()> {
+    let is_true = poll(limit, || match client.query_one(sql, &[]) {
         Ok(row) => row.get::<_, Option<bool>>(0).unwrap_or(false).then_some(Ok(())),
         Err(error) => Some(Err(error)),
     });
-    is_true.transpose()?.with_context(|| format!("waited {} s in vain until {what}", LIMIT.as_secs()))
+    is_true.transpose()?.with_context(|| format!("waited {} s in vain until {what}", limit.as_secs()))
+}
+
+/// Whether there is a standby that streams, in a while.
+fn streams(primary: &mut Client) -> bool {
+    let sql = "SELECT bool_or(state = 'streaming') FROM pg_stat_replication";
+    wait_true(primary, STREAM_LIMIT, "the standby streams", sql).is_ok()
 }
 
 /// From now on commits wait for the standby, and it has all that was committed before.
 fn make_synchronous(primary: &mut Client) -> Result<()> {
     primary.batch_execute("ALTER SYSTEM SET synchronous_standby_names = '*'")?;
     primary.batch_execute("SELECT pg_reload_conf()")?;
-    wait_true(primary, "the standby is synchronous", "SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication")?;
+    let is_sync = "SELECT bool_or(sync_state = 'sync') FROM pg_stat_replication";
+    wait_true(primary, LIMIT, "the standby is synchronous", is_sync)?;
     // What they say of themselves is not what backends go by: somebody must be seen to wait.
     wait_true(
         primary,
+        LIMIT,
         "a commit waits for the standby",
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')",
     )?;
     let lsn: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?.get(0);
     let sql = format!("SELECT bool_or(flush_lsn >= '{lsn}') FROM pg_stat_replication");
-    wait_true(primary, "the standby has what was committed before", &sql)
+    wait_true(primary, LIMIT, "the standby has what was committed before", &sql)
 }
 
 /// Keeps the standby from receiving until clients have heard of commits that it does not have. Returns the process that
@@ -88,7 +97,8 @@ fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Resul
     let receiver: i32 = client.query_one("SELECT pid FROM pg_stat_wal_receiver", &[])?.get(0);
     let receiver = u32::try_from(receiver).context("a PID is positive")?;
     processes::send(receiver, Signal::SIGSTOP)?;
-    let behind = "SELECT coalesce(pg_current_wal_flush_lsn() - min(sent_lsn), 0)::int8 FROM pg_stat_replication";
+    let behind =
+        "SELECT coalesce(pg_current_wal_flush_lsn() - min(sent_lsn), 0)::int8 FROM pg_stat_replication";
     let is_behind = poll(LIMIT, || match primary.query_one(behind, &[]) {
         Ok(row) => (row.get::<_, i64>(0) >= BEHIND_BYTES).then_some(Ok(())),
         Err(error) => Some(Err(error)),
@@ -96,7 +106,8 @@ fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Resul
     is_behind.transpose()?.context("the standby could not be left behind")?;
     let acknowledged = || world.counters.acknowledged.load(Relaxed);
     let before = acknowledged();
-    poll(LIMIT, || (acknowledged() >= before + BEHIND_MIN).then_some(())).context("nothing is acknowledged any more")?;
+    poll(LIMIT, || (acknowledged() >= before + BEHIND_MIN).then_some(()))
+        .context("nothing is acknowledged any more")?;
     Ok(receiver)
 }
 
@@ -107,6 +118,11 @@ impl Fault for Promotion {
         } else {
             "promote-asynchronous"
         }
+    }
+
+    /// A standby is costly to make.
+    fn weight(&self) -> u64 {
+        1
     }
 
     fn skipped(&self, world: &World) -> Option<String> {
@@ -122,12 +138,14 @@ impl Fault for Promotion {
 
     fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
         let (primary, mut client) = (world.cluster(), world.admin()?);
-        let standby = match self.standby.take() {
+        let standby = match self.standby.take().filter(|_| streams(&mut client)) {
             Some(standby) => standby,
+            // Later ones, or the first has fallen behind what the primary keeps.
             None => make_standby(&primary)?,
         };
-        let streams = "SELECT bool_or(state = 'streaming') FROM pg_stat_replication";
-        wait_true(&mut client, "the standby streams", streams)?;
+        if !streams(&mut client) {
+            bail!("the standby does not stream; its log:\n{}", standby.log_tail());
+        }
         let mut stopped = None;
         if self.is_synchronous {
             make_synchronous(&mut client)?;
