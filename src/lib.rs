@@ -41,6 +41,8 @@ pub extern "C-unwind" fn _PG_init() {
     pg::shmem::install(settings::sizes);
     #[cfg(feature = "wait_points")]
     pg::wait_point::install();
+    #[cfg(feature = "wait_points")]
+    pg::broken_rule::define();
     queue::journal::install();
     pg::hooks::install(pg::hooks::Hooks {
         table_altered: worker::table_altered,

@@ -7,7 +7,7 @@
 //! pg-embed download servers and run them as the current user, who is root here; none takes all of our cases.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use postgres::{Client, Config, NoTls};
 
 use crate::database::Database;
+use crate::disk::{Disk, SmallDisk};
 use crate::os_user::ServerUser;
 use crate::pg_tree::PgTree;
 use crate::processes;
@@ -31,7 +32,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOG_TAIL_LINES: usize = 60;
 
 /// Takes the cluster away when the process that made it ends, in whatever way: it reads from a pipe that only
-/// that process holds open, so a test that is killed leaves no server behind. `keep` on the pipe dismisses it.
+/// that process holds open, so a test that is killed leaves no server behind, nor a pooler (it has a .pid file there), nor
+/// a small disk. `keep` on the pipe dismisses it.
 const CLEANUP: &str = r#"
 read -r word
 [ "$word" = keep ] && exit 0
@@ -46,6 +48,8 @@ if [ -e "$pid_file" ]; then
     done
     [ $tries -lt 100 ] || kill -KILL "$pid" 2>/dev/null
 fi
+for pid in "$1"/*.pid; do [ -e "$pid" ] && kill -KILL "$(cat "$pid")" 2>/dev/null; done
+umount -l "$1"/disk-* 2>/dev/null
 rm -rf "$1"
 "#;
 
@@ -64,11 +68,12 @@ pub struct ClusterOptions {
     initdb: Vec<String>,
     preload: bool,
     durable: bool,
+    disks: Vec<(Disk, u32)>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { conf: Vec::new(), initdb: Vec::new(), preload: true, durable: false }
+        Self { conf: Vec::new(), initdb: Vec::new(), preload: true, durable: false, disks: Vec::new() }
     }
 }
 
@@ -98,6 +103,12 @@ impl ClusterOptions {
         self
     }
 
+    /// A small disk of so many mebibytes; see [`crate::disk`].
+    pub fn disk(mut self, disk: Disk, mebibytes: u32) -> Self {
+        self.disks.push((disk, mebibytes));
+        self
+    }
+
     pub fn start(self) -> Result<Cluster> {
         self.start_on(PgTree::from_env()?)
     }
@@ -111,7 +122,17 @@ impl ClusterOptions {
     /// A cluster that has not been started yet.
     pub fn create_on(self, tree: PgTree) -> Result<Cluster> {
         let cluster = Cluster::place(tree)?;
-        cluster.initdb(&self.initdb)?;
+        let mut arguments = self.initdb.clone();
+        for (disk, mebibytes) in &self.disks {
+            let path = cluster.directory.join(disk.directory());
+            SmallDisk::make(&path, *mebibytes, &cluster.user)?;
+            if *disk == Disk::Wal {
+                // Small segments, so that a small disk holds some.
+                arguments
+                    .extend([format!("--waldir={}", path.join("pg_wal").display()), "--wal-segsize=1".into()]);
+            }
+        }
+        cluster.initdb(&arguments)?;
         cluster.configure(&self)?;
         Ok(cluster)
     }
@@ -236,6 +257,11 @@ impl Cluster {
         self.directory.join("data")
     }
 
+    /// The small disk that it was made with.
+    pub fn disk(&self, disk: Disk) -> Option<SmallDisk> {
+        SmallDisk::at(self.directory.join(disk.directory()))
+    }
+
     pub fn log_path(&self) -> PathBuf {
         self.directory.join("log")
     }
@@ -243,6 +269,11 @@ impl Cluster {
     /// The whole log, over all starts.
     pub fn log(&self) -> String {
         fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// How many bytes were logged so far.
+    pub fn log_len(&self) -> u64 {
+        fs::metadata(self.log_path()).map_or(0, |metadata| metadata.len())
     }
 
     pub fn log_tail(&self) -> String {
@@ -350,6 +381,17 @@ impl Cluster {
         self.start()
     }
 
+    /// Returns true if the server has ended by itself; then it can be started again.
+    pub fn has_ended(&self) -> Result<bool> {
+        let mut postmaster = lock(&self.postmaster);
+        let Some(child) = postmaster.as_mut() else { return Ok(true) };
+        let has_ended = child.try_wait().context("cannot look after the server")?.is_some();
+        if has_ended {
+            *postmaster = None;
+        }
+        Ok(has_ended)
+    }
+
     pub fn postmaster_pid(&self) -> Result<u32> {
         lock(&self.postmaster).as_ref().map(Child::id).ok_or_else(|| anyhow!("the server does not run"))
     }
@@ -391,12 +433,23 @@ impl Cluster {
         if !processes::descendants(postmaster).contains(&pid) {
             bail!("process {pid} is none of this cluster's");
         }
-        let crashes = || self.log().matches("all server processes terminated; reinitializing").count();
-        let before = crashes();
+        // Of a log that may be long only what is new.
+        let from = fs::metadata(self.log_path()).context("cannot look at the log")?.len();
+        let has_crashed = || self.log_from(from).contains("all server processes terminated; reinitializing");
         processes::send(pid, Signal::SIGKILL)?;
-        poll(START_LIMIT, || (crashes() > before && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
+        poll(START_LIMIT, || (has_crashed() && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
             || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
         )
+    }
+
+    /// The log from so many bytes on.
+    pub fn log_from(&self, from: u64) -> String {
+        let mut bytes = Vec::new();
+        let read = fs::File::open(self.log_path()).and_then(|mut file| {
+            file.seek(SeekFrom::Start(from))?;
+            file.read_to_end(&mut bytes)
+        });
+        read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Returns when the log, from `from` bytes on, holds `text`.

@@ -6,10 +6,14 @@
 
 mod cluster;
 mod database;
+pub mod disk;
 mod os_user;
 mod pg_tree;
+pub mod pooler;
 mod processes;
 mod session;
+mod skip;
+pub mod torture;
 mod wait;
 pub mod wait_points;
 
@@ -19,4 +23,5 @@ pub use os_user::ServerUser;
 pub use pg_tree::{PgTree, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV};
 pub use processes::descendants;
 pub use session::{Running, Session};
+pub use skip::{skipped, SKIPPED};
 pub use wait::{wait_until, wait_until_some, WAIT_LIMIT};

@@ -44,6 +44,8 @@ enum Task {
     Soak(xtask::soak::Options),
     /// Runs random sequences of every verb beside a plain model.
     Model(xtask::model::Options),
+    /// Breaks the server on purpose under load, then accounts for every message: fails if one is lost or doubled.
+    Torture(xtask::torture::Options),
     /// Checks format and lints (`cargo fmt`, `cargo clippy`), the extension's on one PostgreSQL.
     Lint,
     /// One consumer of the demo; started by it.
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => xtask::bench::run(&options),
         Task::Soak(options) => xtask::soak::run(&options),
         Task::Model(options) => xtask::model::run(&options),
+        Task::Torture(options) => xtask::torture::run(&options),
         Task::Lint => xtask::lint::run_all(),
         Task::DemoConsumer(arguments) => xtask::demo_consumer::run(&arguments).map(|()| true),
     };

@@ -5,6 +5,8 @@
 //! or a FATAL, which does not unwind at all: so nothing here relies on `Drop`, and what must be undone is undone
 //! by the transaction's abort callback. And no call into Postgres is made while the dispatcher's lock is held.
 
+#[cfg(feature = "wait_points")]
+pub mod broken_rule;
 pub mod call;
 pub mod clock;
 pub mod hooks;
@@ -25,5 +27,14 @@ macro_rules! wait_point {
     ($name:literal) => {
         #[cfg(feature = "wait_points")]
         $crate::pg::wait_point::pass($name);
+    };
+}
+
+/// What is done instead while a rule is broken on purpose (`pg_queue.break_rule`); nothing at all in other builds.
+#[macro_export]
+macro_rules! if_broken {
+    ($rule:ident, $instead:block) => {
+        #[cfg(feature = "wait_points")]
+        if $crate::pg::broken_rule::is($crate::pg::broken_rule::Rule::$rule) $instead
     };
 }

@@ -195,6 +195,17 @@ impl Table {
         found.then(|| Record::of(self.slot))
     }
 
+    /// The row at an address, committed or not, while that rule is broken on purpose.
+    #[cfg(feature = "wait_points")]
+    pub fn fetch_if_broken(&self, tid: Tid) -> Option<Record> {
+        crate::if_broken!(read_uncommitted, {
+            // It sees every row version; a constant of Postgres, neither pushed nor registered.
+            let any = Snapshot(&raw mut pg_sys::SnapshotAnyData);
+            return self.fetch(tid, &any);
+        });
+        None
+    }
+
     /// Looks up rows by primary key: those with `key >= from` (or `= from`), ascending.
     pub fn walk<'t>(&'t self, index: u32, from: i64, exact: bool, snapshot: &Snapshot) -> Walk<'t> {
         let (strategy, function) = if exact {

@@ -88,7 +88,7 @@ fn is_switched_off(database: &str) -> bool {
 }
 
 fn dispatcher_full() -> Result<Option<Problem>> {
-    let (free, all) = shmem::with_arena(|arena, _, _| (arena.slots_free(), arena.slots_len()))?;
+    let (free, all) = shmem::with_arena(|arena, _, _| (arena.slots_unpromised(), arena.slots_len()))?;
     // Below this, messages that are not due yet get no slot any more (see the dispatcher's `room`).
     if free >= all / 8 {
         return Ok(None);
@@ -98,8 +98,8 @@ fn dispatcher_full() -> Result<Option<Problem>> {
         name: "dispatcher_full",
         object: "pg_queue.max_messages".into(),
         detail: format!(
-            "Of {all} messages that the dispatcher can track, {free} more have room. What has none stays in its table \
-             and is loaded as room appears."
+            "Of {all} messages that the dispatcher can track, {free} more have room beyond what each queue is promised. \
+             What has none stays in its table and is loaded as room appears."
         ),
         fix: Some(format!("ALTER SYSTEM SET pg_queue.max_messages = {}", u64::from(all) * 2)),
     }))

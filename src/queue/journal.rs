@@ -150,6 +150,8 @@ pub fn reserve_sent(messages: usize) -> Result<()> {
 
 /// A row was inserted, by whatever statement.
 pub fn sent(relation: u32, row: Row) -> Result<()> {
+    crate::if_broken!(publish_before_commit, { return publish_at_once(relation, row) });
+    crate::if_broken!(read_uncommitted, { return publish_at_once(relation, row) });
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
         j.entries.try_reserve(1).and_then(|()| j.overlay.reserve(1)).map_err(|_| Error::Memory)?;
@@ -168,6 +170,15 @@ pub fn sent(relation: u32, row: Row) -> Result<()> {
         }
         j.push(Op::MarkFrom { relation, msg_id: row.msg_id }, sub);
         Ok(())
+    })
+}
+
+#[cfg(feature = "wait_points")]
+fn publish_at_once(relation: u32, row: Row) -> Result<()> {
+    shmem::with_arena(|arena, now, fx| {
+        if let Some(at) = arena.queue_find(pg::user::database(), relation) {
+            arena.publish(at, row, Change::Insert, now, fx);
+        }
     })
 }
 

@@ -86,6 +86,9 @@ fn take_ready(
     mode: Mode,
     give: &mut dyn FnMut(Delivery),
 ) -> Result<usize> {
+    #[cfg(feature = "wait_points")]
+    let mut lease_us = lease_us;
+    crate::if_broken!(short_leases, { lease_us /= 10 });
     let mut given = 0;
     let (pid, lxid) = (latch::my_pid(), latch::my_lxid());
     let is_durable = queue.settings.durable_leases;
@@ -150,7 +153,10 @@ fn fetch(
             shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))?;
             continue;
         }
-        let Some(record) = find(queue, &table, one.tid, one.msg_id, &snapshot) else {
+        let found = find(queue, &table, one.tid, one.msg_id, &snapshot);
+        #[cfg(feature = "wait_points")]
+        let found = found.or_else(|| table.fetch_if_broken(one.tid));
+        let Some(record) = found else {
             forget(at, one)?;
             continue;
         };

@@ -102,6 +102,18 @@ pub fn release(major: u16) -> Result<PgTree> {
     Ok(builder.tree.pg)
 }
 
+/// The tree of `major` that the tests use, with the extension as they build it: debug, with wait points.
+pub fn debug(major: u16) -> Result<PgTree> {
+    let cargo_pgrx = provision::build_tools()?;
+    let cached = provision::postgres(major)?;
+    println!("    {}", cached.pg.version);
+    let purpose = major.to_string();
+    let tree = provision::clone_tree(&cached, &purpose, &ServerUser::detect()?)?;
+    let builder = Builder::new(cargo_pgrx, tree, &purpose)?;
+    builder.install(false, &["wait_points"])?;
+    Ok(builder.tree.pg)
+}
+
 /// Removes what `cargo run` told xtask about itself: to a child it would tell lies about another package.
 pub fn forget_cargo_run(command: &mut Command) {
     for (name, _) in std::env::vars_os() {

@@ -1,7 +1,8 @@
 //! The work behind `cargo xtask`: bring the machine to where it can build, then demo, tests, lints.
 //!
 //! From below: `run` (child processes), `apt` and `apt_sources` (Debian's packages), `tree` (copies of PostgreSQL
-//! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `model`, `demo*`, `bench`, `soak*`.
+//! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `demo*`, `bench`, `soak*`,
+//! `model`, `torture`.
 
 mod apt;
 mod apt_sources;
@@ -21,6 +22,7 @@ mod soak_judge;
 mod soak_load;
 mod soak_sample;
 pub mod suite;
+pub mod torture;
 mod tree;
 
 use std::path::{Path, PathBuf};

@@ -383,3 +383,12 @@ pub fn sudo() -> Result<()> {
     }
     Ok(())
 }
+
+/// One of the tests goes through a pooler. Without it that one says so, and the others run.
+pub fn pgbouncer() {
+    if queue_tests::pooler::find_pgbouncer().is_none() {
+        if let Err(error) = apt::install(&["pgbouncer"], "clients are tested through it, too") {
+            say(format!("Goes on without pgbouncer: {error:#}"));
+        }
+    }
+}

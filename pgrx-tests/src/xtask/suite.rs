@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::{kill, killpg, Signal};
 use nix::unistd::Pid;
-use queue_tests::{PgTree, ServerUser, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV};
+use queue_tests::{PgTree, ServerUser, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV, SKIPPED};
 
 use super::build::{forget_cargo_run, Builder};
 use super::report::Tally;
@@ -33,6 +33,8 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(5);
 struct Stage {
     name: String,
     tally: Tally,
+    /// What it could not try on this machine, and why.
+    skipped: Vec<String>,
     took: Duration,
 }
 
@@ -59,6 +61,7 @@ pub fn run(versions: Vec<u16>, is_long: bool, filter: Option<String>) -> Result<
     stages.push(suite.run_stage("queue-dispatch, without PostgreSQL", dispatch.current_dir(repository()))?);
 
     let cargo_pgrx = provision::build_tools()?;
+    provision::pgbouncer();
     let mut trees = Vec::new();
     for major in versions {
         match suite.test_version(major, &cargo_pgrx, &mut stages) {
@@ -69,6 +72,7 @@ pub fn run(versions: Vec<u16>, is_long: bool, filter: Option<String>) -> Result<
                 stages.push(Stage {
                     name: format!("PostgreSQL {major} could not be tested"),
                     tally,
+                    skipped: Vec::new(),
                     took: Duration::ZERO,
                 });
             }
@@ -200,17 +204,19 @@ fn run_stage(name: &str, command: &mut Command, limit: Duration) -> Result<Stage
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", command_line(command)))?;
-    let mut tally = follow(&mut child, limited.then_some((begun, limit)))?;
+    let mut skipped = Vec::new();
+    let mut tally = follow(&mut child, limited.then_some((begun, limit)), &mut skipped)?;
     let status = child.wait().context("cannot wait for a stage")?;
     if !status.success() && tally.failed == 0 {
         println!("\nerror: {name}: ended with {status} without naming a failed test");
         tally.failed = 1;
     }
-    Ok(Stage { name: name.to_owned(), tally, took: begun.elapsed() })
+    Ok(Stage { name: name.to_owned(), tally, skipped, took: begun.elapsed() })
 }
 
-/// Prints the child's output as it comes, and adds up its result lines. After so long since then its group is killed.
-fn follow(child: &mut Child, limit: Option<(Instant, Duration)>) -> Result<Tally> {
+/// Prints the child's output as it comes, adds up its result lines, and collects what was skipped. After so long since
+/// then its group is killed.
+fn follow(child: &mut Child, limit: Option<(Instant, Duration)>, skipped: &mut Vec<String>) -> Result<Tally> {
     let stdout = child.stdout.take().context("a child has no output")?;
     let (sender, lines) = mpsc::channel();
     std::thread::Builder::new()
@@ -233,6 +239,9 @@ fn follow(child: &mut Child, limit: Option<(Instant, Duration)>) -> Result<Tally
         match lines.recv_timeout(Duration::from_millis(200)) {
             Ok(line) => {
                 println!("{line}");
+                if let Some((_, what)) = line.split_once(SKIPPED) {
+                    skipped.push(what.to_owned());
+                }
                 if let Some(result) = Tally::from_line(&line) {
                     tally += result;
                 }
@@ -279,6 +288,11 @@ fn summarise(stages: &mut [Stage], filtered: bool) -> bool {
             stage.tally.ignored,
             stage.took.as_secs()
         );
+    }
+    let skipped: Vec<&String> = stages.iter().flat_map(|stage| &stage.skipped).collect();
+    if !skipped.is_empty() {
+        println!("\n    {} skipped on this machine:", skipped.len());
+        skipped.iter().for_each(|what| println!("    {SKIPPED}{what}"));
     }
     if sum.ran() == 0 {
         println!("\nerror: no test has that in its name");

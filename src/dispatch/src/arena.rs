@@ -759,6 +759,11 @@ impl<'a> Arena<'a> {
         self.head.slots_free
     }
 
+    /// Slots that are free and promised to no queue: what a queue may have beyond its own promise.
+    pub fn slots_unpromised(&self) -> u32 {
+        self.head.slots_free.saturating_sub(self.head.reserved)
+    }
+
     /// How many messages of a queue are ready, delayed, leased, exhausted and pinned.
     pub fn lengths(&self, queue: QueueRef) -> Option<[u32; 5]> {
         self.index_of(queue).map(|q| {

@@ -1,0 +1,271 @@
+//! What consumers do: each function is one piece of work, chosen at random. Owns the ways to consume; the logging and
+//! what an error means is [`super::actor`]'s.
+//!
+//! Messages of the queue `exact` are finished only together with the ledger, those of the others anyhow.
+
+use std::time::Duration;
+
+use super::actor::{Actor, Done, Failed, Held, DURABLE, EXACT, PLAIN, QUEUES};
+use super::history::{Us, Verb};
+
+/// What the queues have as their visibility_timeout.
+pub const LEASE_US: Us = 2_000_000;
+/// Of those who ask for another one.
+const SHORT_LEASE_MS: std::ops::RangeInclusive<u64> = 20..=400;
+
+const READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1 \
+    FROM queue_read($1, $2, $3::int8 * interval '1 us', $4::int8 * interval '1 ms')";
+const READ_ANY: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, queue \
+    FROM queue_read_any($1, $2, wait => $3::int8 * interval '1 ms')";
+const DELETE_AND_READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1 \
+    FROM queue_delete_and_read($1, $2, $3, quantity => $4, strict => $5)";
+const DELETE_STRICTLY: &str = "SELECT queue_delete_batch($1, $2, $3, strict => true)";
+const DELETE: &str = "SELECT queue_delete_batch($1, $2, $3)";
+const ARCHIVE: &str = "SELECT queue_archive_batch($1, $2, $3)";
+const RETRY: &str = "SELECT CASE outcome WHEN 'retried' THEN $2 END \
+    FROM queue_retry($1, $2, $3, 'again', $4::int8 * interval '1 us')";
+const RELEASE: &str = "SELECT queue_release($1, $2, $3, delay => nullif($4::int8, 0) * interval '1 us')";
+const EXTEND: &str = "SELECT queue_extend_batch($1, $2, $3, $4::int8 * interval '1 us')";
+const LEDGER: &str = "INSERT INTO ledger SELECT * FROM unnest($1::int8[], $2::int8[])";
+const CONSUME_COMMITTING: &str = "CALL consume_committing($1)";
+const POP: &str = "INSERT INTO ledger SELECT (message ->> 'k')::int8, lease_id FROM queue_pop('exact', $1)";
+
+const LEVELS: [&str; 5] =
+    ["read committed", "read committed", "read committed", "repeatable read", "serializable"];
+
+/// One piece of work of a consumer.
+pub fn work(actor: &mut Actor) -> Done {
+    match actor.rng.below(24) {
+        0..=9 => exactly_once(actor),
+        10 => rolled_back(actor),
+        11 => in_procedure(actor),
+        12 => popping(actor),
+        13..=16 => at_least_once(actor),
+        17 | 18 => chained(actor),
+        19 => given_back(actor),
+        20 => prolonged(actor),
+        21 => too_late(actor),
+        _ => any(actor),
+    }
+}
+
+fn name(queue: u8) -> &'static str {
+    QUEUES[queue as usize]
+}
+
+fn ids(held: &[Held]) -> (Vec<i64>, Vec<i64>) {
+    held.iter().map(|one| (one.msg_id, one.lease_id)).unzip()
+}
+
+fn read(actor: &mut Actor, queue: u8, quantity: u64, lease_us: Us, wait_ms: u64) -> Done<Vec<Held>> {
+    let call = if wait_ms > 0 { "read_waiting" } else { "read" };
+    let numbers = [quantity as i64, lease_us as i64, wait_ms as i64];
+    actor.read(call, READ, &[&name(queue), &numbers[0], &numbers[1], &numbers[2]], lease_us)
+}
+
+fn finish(actor: &mut Actor, queue: u8, held: &[Held], sql: &'static str) -> Done<Vec<i64>> {
+    let (msg_ids, lease_ids) = ids(held);
+    actor.act("finish", sql, &[&name(queue), &msg_ids, &lease_ids], held, Verb::Finish)
+}
+
+fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
+    // In one order, so that two who have the same messages do not wait for each other.
+    let mut held = held.to_vec();
+    held.sort_by_key(|one| one.key);
+    let keys: Vec<u64> = held.iter().map(|one| one.key).collect();
+    let (numbers, leases): (Vec<i64>, Vec<i64>) = held.iter().map(|one| (one.key as i64, one.lease_id)).unzip();
+    actor.effect(LEDGER, &[&numbers, &leases], &keys)
+}
+
+/// The transaction that the README promises exactly once: read, effect, strict finish.
+pub fn exactly_once(actor: &mut Actor) -> Done {
+    let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
+    let quantity = actor.rng.between(1, 60);
+    actor.begin(level)?;
+    if actor.rng.one_in(4) {
+        actor.savepoint()?; // and the read within it
+    }
+    let held = read(actor, EXACT, quantity, LEASE_US, 20)?;
+    if held.is_empty() {
+        return actor.rollback();
+    }
+    match actor.rng.below(12) {
+        0 => return actor.rollback(),
+        1 => {
+            actor.rollback_to_savepoint()?;
+            return actor.commit();
+        }
+        _ => actor.release_savepoint()?,
+    }
+    if actor.rng.one_in(8) {
+        // The effect fails and is caught; then once more.
+        actor.savepoint()?;
+        ledger(actor, &held)?;
+        actor.rollback_to_savepoint()?;
+    }
+    ledger(actor, &held)?;
+    finish(actor, EXACT, &held, DELETE_STRICTLY)?;
+    if actor.rng.one_in(20) {
+        std::thread::sleep(Duration::from_millis(actor.rng.between(1, 50)));
+    }
+    actor.commit()
+}
+
+fn rolled_back(actor: &mut Actor) -> Done {
+    let queue = *actor.rng.pick(&[EXACT, PLAIN, DURABLE]).unwrap_or(&EXACT);
+    actor.begin("read committed")?;
+    let quantity = actor.rng.between(1, 5);
+    let held = read(actor, queue, quantity, LEASE_US, 0)?;
+    if !held.is_empty() && actor.rng.one_in(2) {
+        // Finished and rolled back: it is there again.
+        finish(actor, queue, &held, DELETE)?;
+    }
+    actor.rollback()
+}
+
+fn in_procedure(actor: &mut Actor) -> Done {
+    // Not logged as sends: nothing is announced. What it does is in the ledger.
+    actor.send_and_commit("consume_committing", CONSUME_COMMITTING, &[&10_i64])
+}
+
+fn popping(actor: &mut Actor) -> Done {
+    let quantity = actor.rng.between(1, 20) as i64;
+    actor.effect(POP, &[&quantity], &[])
+}
+
+fn at_least_once(actor: &mut Actor) -> Done {
+    let queue = if actor.rng.one_in(5) { DURABLE } else { PLAIN };
+    let quantity = actor.rng.between(1, 60);
+    let held = read(actor, queue, quantity, LEASE_US, 10)?;
+    if held.is_empty() {
+        return Ok(());
+    }
+    let sql = if actor.rng.one_in(5) { ARCHIVE } else { DELETE };
+    finish(actor, queue, &held, sql)?;
+    Ok(())
+}
+
+/// The loop in one statement.
+fn chained(actor: &mut Actor) -> Done {
+    let quantity = actor.rng.between(5, 50) as i64;
+    let is_strict = actor.rng.one_in(2);
+    let mut held = read(actor, PLAIN, quantity as u64, LEASE_US, 0)?;
+    for _ in 0..actor.rng.below(6) {
+        if held.is_empty() {
+            return Ok(());
+        }
+        let (msg_ids, lease_ids) = ids(&held);
+        let parameters: [&(dyn postgres::types::ToSql + Sync); 5] =
+            [&name(PLAIN), &msg_ids, &lease_ids, &quantity, &is_strict];
+        held = actor.act_and_read(DELETE_AND_READ, &parameters, &held, LEASE_US, is_strict)?;
+    }
+    finish(actor, PLAIN, &held, DELETE)?;
+    Ok(())
+}
+
+/// Retries or releases, and then tries to finish all the same: that must be refused.
+fn given_back(actor: &mut Actor) -> Done {
+    let queue = *actor.rng.pick(&[EXACT, PLAIN, DURABLE]).unwrap_or(&EXACT);
+    let held = read(actor, queue, 3, LEASE_US, 0)?;
+    let delay_us = if actor.rng.one_in(2) { 0 } else { actor.rng.between(1, 300) * 1_000 };
+    if held.is_empty() {
+        return Ok(());
+    }
+    if actor.rng.one_in(2) {
+        let (msg_ids, lease_ids) = ids(&held);
+        let parameters: [&(dyn postgres::types::ToSql + Sync); 4] =
+            [&name(queue), &msg_ids, &lease_ids, &(delay_us as i64)];
+        actor.act("release", RELEASE, &parameters, &held, Verb::Release { delay_us })?;
+    } else {
+        for one in &held {
+            let parameters: [&(dyn postgres::types::ToSql + Sync); 4] =
+                [&name(queue), &one.msg_id, &one.lease_id, &(delay_us as i64)];
+            actor.act("retry", RETRY, &parameters, &[*one], Verb::Retry { delay_us })?;
+        }
+    }
+    if queue != EXACT {
+        finish(actor, queue, &held, DELETE)?;
+    }
+    Ok(())
+}
+
+/// A short lease, prolonged once or more, at last finished.
+fn prolonged(actor: &mut Actor) -> Done {
+    let lease_us = actor.rng.between(*SHORT_LEASE_MS.start(), *SHORT_LEASE_MS.end()) * 1_000;
+    let queue = if actor.rng.one_in(3) { DURABLE } else { PLAIN };
+    let held = read(actor, queue, 5, lease_us, 0)?;
+    if held.is_empty() {
+        return Ok(());
+    }
+    for _ in 0..actor.rng.between(1, 4) {
+        // Now and then it comes too late.
+        std::thread::sleep(Duration::from_micros(lease_us / 2));
+        let longer_us = actor.rng.between(1, 4) * lease_us;
+        let (msg_ids, lease_ids) = ids(&held);
+        let parameters: [&(dyn postgres::types::ToSql + Sync); 4] =
+            [&name(queue), &msg_ids, &lease_ids, &(longer_us as i64)];
+        actor.act("extend", EXTEND, &parameters, &held, Verb::Extend { lease_us: longer_us })?;
+    }
+    finish(actor, queue, &held, DELETE)?;
+    Ok(())
+}
+
+/// Works for longer than its lease lasts, and then finishes, or tries to.
+fn too_late(actor: &mut Actor) -> Done {
+    let lease_us = actor.rng.between(*SHORT_LEASE_MS.start(), *SHORT_LEASE_MS.end()) * 1_000;
+    let is_exact = actor.rng.one_in(2);
+    let queue = if is_exact { EXACT } else { PLAIN };
+    if is_exact {
+        actor.begin("read committed")?;
+    }
+    let held = read(actor, queue, 3, lease_us, 0)?;
+    if !held.is_empty() {
+        if is_exact {
+            ledger(actor, &held)?;
+        }
+        std::thread::sleep(Duration::from_micros(lease_us + actor.rng.below(lease_us)));
+        match finish(actor, queue, &held, if is_exact { DELETE_STRICTLY } else { DELETE }) {
+            Err(Failed::Error(_)) => return Ok(()), // refused, as it should be
+            other => other?,
+        };
+    }
+    if is_exact {
+        actor.commit()?;
+    }
+    Ok(())
+}
+
+/// From several queues; the exact ones are given back.
+fn any(actor: &mut Actor) -> Done {
+    let names = [name(PLAIN), name(DURABLE)];
+    let quantity = actor.rng.between(1, 20) as i64;
+    let held = actor.read("read_any", READ_ANY, &[&&names[..], &quantity, &20_i64], LEASE_US)?;
+    // Messages of either queue: what is not in the one is in the other.
+    for queue in [PLAIN, DURABLE] {
+        let of_queue: Vec<Held> = held.iter().filter(|one| one.queue == queue).copied().collect();
+        if !of_queue.is_empty() {
+            finish(actor, queue, &of_queue, DELETE)?;
+        }
+    }
+    Ok(())
+}
+
+/// One piece of work of who empties the queues at the end. Returns how many messages it finished.
+pub fn drain(actor: &mut Actor, queue: u8) -> Done<usize> {
+    const QUANTITY: u64 = 500;
+    if queue != EXACT {
+        let held = read(actor, queue, QUANTITY, LEASE_US, 10)?;
+        let done = if held.is_empty() { Vec::new() } else { finish(actor, queue, &held, DELETE)? };
+        return Ok(done.len());
+    }
+    actor.begin("read committed")?;
+    let held = read(actor, queue, QUANTITY, LEASE_US, 10)?;
+    if held.is_empty() {
+        actor.rollback()?;
+        return Ok(0);
+    }
+    ledger(actor, &held)?;
+    finish(actor, queue, &held, DELETE_STRICTLY)?;
+    actor.commit()?;
+    Ok(held.len())
+}

@@ -1,0 +1,143 @@
+//! What an administrator, or autovacuum, does to a queue's table while it is in use: VACUUM FULL, CLUSTER, REINDEX,
+//! REINDEX CONCURRENTLY, and vacuums that come as often as they can. Rows move, indexes are other files; leases stay.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use postgres::Client;
+
+use super::{Fault, Proof, Struck};
+use crate::torture::actor::QUEUES;
+use crate::torture::rng::Rng;
+use crate::torture::world::World;
+use crate::wait::poll;
+
+/// How long clients may take to use the table, and autovacuum to come.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// One command that gives a table, or its indexes, new files.
+pub struct Rewrite {
+    name: &'static str,
+    /// With `%` for the table, `$` for its primary key's index.
+    sql: &'static str,
+}
+
+impl Rewrite {
+    pub const ALL: [Self; 4] = [
+        Self { name: "vacuum-full", sql: "VACUUM (FULL, ANALYZE) %" },
+        Self { name: "cluster", sql: "CLUSTER % USING $" },
+        Self { name: "reindex", sql: "REINDEX TABLE %" },
+        Self { name: "reindex-concurrently", sql: "REINDEX TABLE CONCURRENTLY %" },
+    ];
+}
+
+/// The files of a table and its indexes, in the order of the indexes' names.
+fn files(client: &mut Client, queue: &str) -> Result<Vec<u32>> {
+    let sql = "SELECT pg_relation_filenode(oid) FROM pg_class WHERE oid = $1::text::regclass \
+        OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = $1::text::regclass) ORDER BY relname";
+    let rows = client.query(sql, &[&format!("queue.{queue}")])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Clients that have used the table in a transaction that is still open: they hold a lock on it.
+fn users(client: &mut Client, queue: &str) -> Result<i64> {
+    let sql = "SELECT count(DISTINCT pid) FROM pg_locks WHERE relation = $1::text::regclass \
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND granted";
+    Ok(client.query_one(sql, &[&format!("queue.{queue}")])?.get(0))
+}
+
+impl Fault for Rewrite {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn strike(&mut self, world: &World, rng: &mut Rng) -> Result<Struck> {
+        let mut client = world.admin()?;
+        let queue = *rng.pick(&QUEUES).context("there is no queue")?;
+        let find_key = "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
+            WHERE indrelid = $1::text::regclass AND indisprimary";
+        let key: String = client.query_one(find_key, &[&format!("queue.{queue}")])?.get(0);
+        let sql = self.sql.replace('%', &format!("queue.{queue}")).replace('$', &format!("\"{key}\""));
+        let before = files(&mut client, queue)?;
+        let in_use = poll(LIMIT, || match users(&mut client, queue) {
+            Ok(0) => None,
+            some => Some(some),
+        });
+        let Some(in_use) = in_use.transpose()? else {
+            return Ok(Struck::Missed(format!("nobody uses {queue:?}")));
+        };
+        let (from_us, open_calls) = (world.now_us(), world.open_calls().len());
+        client.batch_execute(&sql).with_context(|| sql.clone())?;
+        let to_us = world.now_us();
+        let after = files(&mut client, queue)?;
+        let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        if before.len() != after.len() || changed + 1 < before.len() || open_calls == 0 {
+            let what = format!("{open_calls} calls open, files {before:?} -> {after:?}");
+            return Ok(Struck::Missed(what));
+        }
+        Ok(Struck::Hit(Proof {
+            from_us,
+            to_us,
+            open_calls,
+            seen: format!(
+                "{queue}, locked by {in_use} open transactions: {changed} of {} files are new",
+                after.len()
+            ),
+        }))
+    }
+}
+
+/// Vacuum comes as often as it can, and freezes what it finds.
+pub struct Autovacuum;
+
+const EAGER: [(&str, &str); 4] = [
+    ("autovacuum_naptime", "1s"),
+    ("autovacuum_vacuum_cost_delay", "0"),
+    ("vacuum_freeze_min_age", "0"),
+    ("vacuum_freeze_table_age", "0"),
+];
+
+/// How often the queues were vacuumed.
+fn vacuumed(client: &mut Client) -> Result<Vec<i64>> {
+    let sql =
+        "SELECT autovacuum_count FROM pg_stat_user_tables WHERE schemaname = 'queue' AND relname = ANY($1) \
+        ORDER BY relname";
+    let rows = client.query(sql, &[&&QUEUES[..]])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+impl Fault for Autovacuum {
+    fn name(&self) -> &'static str {
+        "autovacuum"
+    }
+
+    fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
+        let mut client = world.admin()?;
+        for (setting, value) in EAGER {
+            client.batch_execute(&format!("ALTER SYSTEM SET {setting} = '{value}'"))?;
+        }
+        let set = "SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10)";
+        for queue in QUEUES {
+            client.batch_execute(&format!("ALTER TABLE queue.{queue} {set}"))?;
+        }
+        client.batch_execute("SELECT pg_reload_conf()")?;
+        let (from_us, open_calls) = (world.now_us(), world.open_calls().len());
+        let calls = world.counters.calls.load(Relaxed);
+        let before = vacuumed(&mut client)?;
+        let after = poll(LIMIT, || match vacuumed(&mut client) {
+            Ok(after) => before.iter().zip(&after).all(|(before, after)| before < after).then_some(Ok(after)),
+            Err(error) => Some(Err(error)),
+        });
+        let meanwhile = world.counters.calls.load(Relaxed) - calls;
+        match after.transpose()? {
+            Some(after) if open_calls > 0 && meanwhile > 0 => Ok(Struck::Hit(Proof {
+                from_us,
+                to_us: world.now_us(),
+                open_calls,
+                seen: format!("vacuums of the queues {before:?} -> {after:?}, {meanwhile} calls meanwhile"),
+            })),
+            _ => Ok(Struck::Missed(format!("not every queue was vacuumed (before: {before:?})"))),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The world of a round: the server that clients find, who of them has a call open right now, what befell the server.
+//! Faults change it, clients live in it.
+//!
+//! Owns the clock, the way to the server, and the seats. Judges nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postgres::types::Type;
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
+
+use super::history::{Blow, BlowAt, History, Log, Us};
+use crate::cluster::Cluster;
+
+/// The database that all is about.
+pub const DATABASE: &str = "torture";
+/// How soon a client that found no server knocks again.
+const KNOCK_EVERY: Duration = Duration::from_millis(3);
+
+/// A client's place: what it does right now, for those who want to strike while it does.
+#[derive(Debug)]
+pub struct Seat {
+    pub name: String,
+    /// A consumer's may be stopped past its lease.
+    pub is_consumer: bool,
+    /// Of its backend, 0 for none.
+    pid: AtomicI32,
+    /// The call that is open, and since when.
+    call: Mutex<Option<(&'static str, Us)>>,
+}
+
+/// A call that a client had open when it was looked at.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub client: String,
+    pub is_consumer: bool,
+    pub pid: i32,
+    pub call: &'static str,
+    pub since_us: Us,
+}
+
+impl Seat {
+    pub fn opens(&self, call: &'static str, now_us: Us) {
+        *lock(&self.call) = Some((call, now_us));
+    }
+
+    pub fn closes(&self) {
+        *lock(&self.call) = None;
+    }
+}
+
+/// What was done so far, for pacing and for the report; the history is what is judged by.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub acknowledged: AtomicU64,
+    pub delivered: AtomicU64,
+    /// Finishes, retries and the like that committed, for whatever answer.
+    pub acts: AtomicU64,
+    pub calls: AtomicU64,
+    /// Calls that a timeout or a cancel ended.
+    pub cut_off: AtomicU64,
+    pub reconnects: AtomicU64,
+    /// Messages in the tables, when somebody last looked.
+    pub backlog: AtomicU64,
+    /// How often a fault made the postmaster restart everything.
+    pub crashes_caused: AtomicU64,
+}
+
+pub struct World {
+    begun: Instant,
+    cluster: Mutex<Arc<Cluster>>,
+    /// Clients go here instead, if it is given (a pooler).
+    detour: Mutex<Option<Config>>,
+    is_over: AtomicBool,
+    /// The statement_timeout and lock_timeout that clients are to set, milliseconds; 0 for none.
+    patience_ms: AtomicU32,
+    seats: Mutex<Vec<Arc<Seat>>>,
+    clients: AtomicU32,
+    blows: Mutex<Vec<BlowAt>>,
+    handed_in: Mutex<History>,
+    errors: Mutex<BTreeMap<String, u64>>,
+    parameter_types: Mutex<BTreeMap<&'static str, Vec<Type>>>,
+    pub counters: Counters,
+}
+
+impl World {
+    pub fn new(cluster: Cluster) -> Self {
+        Self {
+            begun: Instant::now(),
+            cluster: Mutex::new(Arc::new(cluster)),
+            detour: Mutex::new(None),
+            is_over: AtomicBool::new(false),
+            patience_ms: AtomicU32::new(0),
+            seats: Mutex::default(),
+            clients: AtomicU32::new(0),
+            blows: Mutex::default(),
+            handed_in: Mutex::default(),
+            errors: Mutex::default(),
+            parameter_types: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub fn now_us(&self) -> Us {
+        self.begun.elapsed().as_micros() as Us
+    }
+
+    /// The server that clients are to use at present.
+    pub fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&lock(&self.cluster))
+    }
+
+    /// From now on clients go to another server, which takes connections. `from_us`: before the first was struck.
+    /// Returns the old one, which must not take connections any more.
+    pub fn fail_over(&self, to: Arc<Cluster>, is_synchronous: bool, from_us: Us) -> Arc<Cluster> {
+        let old = std::mem::replace(&mut *lock(&self.cluster), to);
+        self.counters.crashes_caused.store(0, SeqCst); // the new one's log knows of none
+        self.befell(Blow::Failover { is_synchronous }, from_us);
+        old
+    }
+
+    /// From now on clients connect there (None: to the server itself). Sessions that are open stay.
+    pub fn set_detour(&self, to: Option<Config>) {
+        *lock(&self.detour) = to;
+    }
+
+    /// The server, or its worker, was struck at `from_us` and has come back by now.
+    pub fn befell(&self, blow: Blow, from_us: Us) {
+        let to_us = self.now_us();
+        lock(&self.blows).push(BlowAt { blow, from_us, to_us });
+    }
+
+    /// From the next call on no call of a client may take longer; 0: as long as it likes.
+    pub fn set_patience_ms(&self, ms: u32) {
+        self.patience_ms.store(ms, SeqCst);
+    }
+
+    pub fn patience_ms(&self) -> u32 {
+        self.patience_ms.load(SeqCst)
+    }
+
+    /// Clients are to end.
+    pub fn end(&self) {
+        self.is_over.store(true, SeqCst);
+    }
+
+    /// The clients have ended; those who clear up may begin.
+    pub fn reopen(&self) {
+        self.set_patience_ms(0);
+        self.is_over.store(false, SeqCst);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(SeqCst)
+    }
+
+    /// A place for one more client, and a log under a number of its own.
+    pub fn seat(&self, name: &str, is_consumer: bool) -> (Arc<Seat>, Log) {
+        let number = self.clients.fetch_add(1, SeqCst);
+        let name = format!("{name}-{number}");
+        let seat = Arc::new(Seat { name, is_consumer, pid: AtomicI32::new(0), call: Mutex::new(None) });
+        lock(&self.seats).push(Arc::clone(&seat));
+        (seat, Log::new(number))
+    }
+
+    /// A client that is done hands in what it saw.
+    pub fn hand_in(&self, log: Log) {
+        lock(&self.handed_in).append(log.into_history());
+    }
+
+    /// Errors that a client met, by SQLSTATE.
+    pub fn note_errors(&self, errors: BTreeMap<String, u64>) {
+        let mut all = lock(&self.errors);
+        for (code, count) in errors {
+            *all.entry(code).or_default() += count;
+        }
+    }
+
+    pub fn errors(&self) -> BTreeMap<String, u64> {
+        lock(&self.errors).clone()
+    }
+
+    /// All that was handed in, and what befell the server.
+    pub fn history(&self) -> History {
+        let mut history = std::mem::take(&mut *lock(&self.handed_in));
+        history.blows.clone_from(&lock(&self.blows));
+        history
+    }
+
+    /// A session for a client, as soon as there is a server; None: the round is over first.
+    pub fn connect(&self, seat: &Seat) -> Option<Client> {
+        seat.pid.store(0, SeqCst);
+        while !self.is_over() {
+            if let Ok(client) = self.knock(seat) {
+                self.counters.reconnects.fetch_add(1, SeqCst);
+                return Some(client);
+            }
+            std::thread::sleep(KNOCK_EVERY);
+        }
+        None
+    }
+
+    fn knock(&self, seat: &Seat) -> Result<Client, postgres::Error> {
+        let detour = lock(&self.detour).clone();
+        let mut config = detour.unwrap_or_else(|| self.cluster().config(DATABASE));
+        let mut client = config.application_name(&seat.name).connect(NoTls)?;
+        // In one message: a pooler gives each statement to another session.
+        let rows = client.simple_query("SELECT pg_backend_pid()")?;
+        let pid = rows.iter().find_map(|row| match row {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        seat.pid.store(pid.unwrap_or(0), SeqCst);
+        Ok(client)
+    }
+
+    /// Where clients come through a pooler that knows no prepared statements: the types of a statement's parameters.
+    pub fn parameter_types(&self, sql: &'static str) -> Result<Option<Vec<Type>>> {
+        if lock(&self.detour).is_none() {
+            return Ok(None);
+        }
+        let mut known = lock(&self.parameter_types);
+        if let Some(types) = known.get(sql) {
+            return Ok(Some(types.clone()));
+        }
+        let types = self.admin()?.prepare(sql)?.params().to_vec();
+        known.insert(sql, types.clone());
+        Ok(Some(types))
+    }
+
+    /// A session for a fault, or whoever looks, straight to the server.
+    pub fn admin(&self) -> Result<Client> {
+        self.cluster().connect(DATABASE)
+    }
+
+    /// The calls that are open right now.
+    pub fn open_calls(&self) -> Vec<Open> {
+        let seats = lock(&self.seats);
+        let open = seats.iter().filter_map(|seat| {
+            let (call, since_us) = (*lock(&seat.call))?;
+            let pid = seat.pid.load(SeqCst);
+            Some(Open { client: seat.name.clone(), is_consumer: seat.is_consumer, pid, call, since_us })
+        });
+        open.filter(|open| open.pid != 0).collect()
+    }
+}
+
+/// A poisoned lock only says that another thread failed, which is told elsewhere.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,78 @@
+//! A short round of torture, with every fault; the long form is `cargo xtask torture`. And the proof that the checker
+//! sees what is wrong: the same on an engine that is broken on purpose.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use queue_tests::torture::faults::{self, Fault};
+use queue_tests::torture::round::{self, Outcome, Plan};
+use queue_tests::PgTree;
+
+/// Another one each time, unless it is given.
+const SEED_ENV: &str = "PG_QUEUE_TORTURE_SEED";
+
+fn seed() -> u64 {
+    let given = std::env::var(SEED_ENV).ok().map(|seed| seed.parse().expect("a seed is a number"));
+    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() % 1_000_000)
+}
+
+fn torture(seconds: u64, faults: Vec<Box<dyn Fault>>, break_rule: Option<&str>) -> Outcome {
+    let seed = seed();
+    println!("seed {seed} ({SEED_ENV} repeats it)");
+    let plan = Plan {
+        seed,
+        length: Duration::from_secs(seconds),
+        faults,
+        senders: 4,
+        consumers: 8,
+        is_durable: false,
+        break_rule: break_rule.map(str::to_owned),
+        is_told: true,
+    };
+    let outcome = round::run(PgTree::from_env().unwrap(), plan).unwrap();
+    println!("{outcome}");
+    outcome
+}
+
+#[test]
+fn torture_with_every_fault_loses_and_doubles_nothing() {
+    assert!(torture(15, faults::all(), None).is_good());
+}
+
+/// The rules that the checker finds broken, on an engine that breaks `rule` on purpose.
+fn found_broken(rule: &str, names: &[&str]) -> Vec<&'static str> {
+    let faults = faults::all().into_iter().filter(|fault| names.contains(&fault.name())).collect();
+    let outcome = torture(2, faults, Some(rule));
+    let verdict = &outcome.verdict;
+    assert_eq!(outcome.is_good(), verdict.is_clean() && outcome.failures.is_empty());
+    verdict.counts().iter().filter(|(_, count)| count.broken > 0).map(|(name, _)| *name).collect()
+}
+
+#[test]
+fn broken_engine_that_publishes_before_commit_is_found_to_lose() {
+    let broken = found_broken("publish_before_commit", &[]);
+    assert!(broken.contains(&"lost"), "{broken:?}");
+}
+
+#[test]
+fn broken_engine_that_reads_uncommitted_is_found_to_deliver_phantoms() {
+    let broken = found_broken("read_uncommitted", &[]);
+    assert!(broken.contains(&"phantom"), "{broken:?}");
+}
+
+#[test]
+fn broken_engine_that_skips_reloads_is_found_to_lose() {
+    let broken = found_broken("skip_reload", &["kill-backend"]);
+    assert_eq!(broken, ["lost"]);
+}
+
+#[test]
+fn broken_engine_without_fences_is_found() {
+    let broken = found_broken("no_fence", &[]);
+    assert!(broken.contains(&"fence"), "{broken:?}");
+}
+
+#[test]
+fn broken_engine_with_short_leases_is_found_to_deliver_concurrently() {
+    let broken = found_broken("short_leases", &[]);
+    assert!(broken.contains(&"concurrent"), "{broken:?}");
+}
