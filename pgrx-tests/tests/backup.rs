@@ -142,7 +142,8 @@ fn restore_without_the_sequence_gives_no_id_twice() {
     let sent = send_many(&mut client, "q", 300);
     client.execute("SELECT queue_archive('q', $1)", &[sent.last().unwrap()]).unwrap();
     let tables = ["-t", "queue.q", "-t", "queue_archive.q"];
-    let dump = program(cluster, "pg_dump", &[&["-Fc", "--data-only"], &tables[..], &[&from.name]].concat(), b"");
+    let dump =
+        program(cluster, "pg_dump", &[&["-Fc", "--data-only"], &tables[..], &[&from.name]].concat(), b"");
     program(cluster, "pg_restore", &["--data-only", "-t", "q", "-d", &to.name], &dump);
     let mut client = session(&to);
     worker_pid(&to);
@@ -200,7 +201,13 @@ fn dump_under_load_is_of_one_moment() {
 // ---- From older versions --------------------------------------------------------------------------------------
 
 /// Runs a program of `tree` on a server of any version.
-fn program_of(tree: &PgTree, cluster: &Cluster, name: &str, args: &[&str], input: &[u8]) -> Result<Vec<u8>, String> {
+fn program_of(
+    tree: &PgTree,
+    cluster: &Cluster,
+    name: &str,
+    args: &[&str],
+    input: &[u8],
+) -> Result<Vec<u8>, String> {
     let mut child = cluster
         .user
         .command(tree.program(name))
@@ -249,7 +256,10 @@ fn dump_of_every_older_version_restores_to_the_same() {
             match program_of(&tree, &new, "psql", &args, &dump) {
                 Ok(_) => Some((to, dumper)),
                 Err(error) => {
-                    tell(&format!("a dump of {} by {} is refused by {}:\n{error}", old_tree.version, dumper.version, tree.version));
+                    tell(&format!(
+                        "a dump of {} by {} is refused by {}:\n{error}",
+                        old_tree.version, dumper.version, tree.version
+                    ));
                     assert!(error.contains("pg_attver"), "for another reason than the known one");
                     None
                 }
@@ -335,7 +345,8 @@ fn backup_under_load_recovers_to_any_moment() {
     drop(client);
     primary.stop(StopMode::Fast).unwrap();
 
-    let targets = ["recovery_target_name = 'the moment'".to_owned(), format!("recovery_target_time = '{moment}'")];
+    let targets =
+        ["recovery_target_name = 'the moment'".to_owned(), format!("recovery_target_time = '{moment}'")];
     for (backup, target) in backups.into_iter().zip(targets) {
         let server = recovered(backup, archive, &target);
         let [quiet, busy] =

@@ -143,9 +143,7 @@ fn database_moves_to_another_tablespace_with_its_worker_at_work() {
     let mut client = session(&database);
     load::check(&mut client);
     client
-        .batch_execute(
-            "SELECT queue_drop('b', true), queue_drop('b_dead', true), queue_drop('load', true)",
-        )
+        .batch_execute("SELECT queue_drop('b', true), queue_drop('b_dead', true), queue_drop('load', true)")
         .unwrap();
     Inventory::take(&mut client, Leases::Left).assert_same(&before, "moved");
     create(&mut client, &["q"]);
@@ -201,9 +199,7 @@ fn queue_goes_to_another_owner_with_its_archive() {
     let database = cluster.create_database().unwrap();
     make_roles(&database, &["one", "two", "three"]);
     let mut client = session(&database);
-    client
-        .batch_execute("SET ROLE one; SELECT queue_create('mine', max_deliveries => 1); RESET ROLE")
-        .unwrap();
+    client.batch_execute("SET ROLE one; SELECT queue_create('mine', max_deliveries => 1); RESET ROLE").unwrap();
     worker_pid(&database);
     works_as_owned(&mut client, "one", "made");
     client.batch_execute("ALTER TABLE queue.mine OWNER TO two").unwrap();
@@ -241,8 +237,12 @@ fn drop_owned_takes_queues_like_any_table() {
     client.batch_execute("DROP OWNED BY leaver; DROP ROLE leaver").unwrap();
     let (_, outcome) = reading.join().unwrap();
     assert_eq!(code(outcome), "42704", "who waited for a message hears that there is no queue");
-    let listed: Vec<String> =
-        client.query("SELECT queue FROM queue_list() ORDER BY 1", &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    let listed: Vec<String> = client
+        .query("SELECT queue FROM queue_list() ORDER BY 1", &[])
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
     assert_eq!(listed, ["mine", "others", "q"]);
     assert!(client.query("SELECT FROM queue_schedules()", &[]).unwrap().is_empty());
     assert_eq!(code(try_send(&mut client, "theirs", 1)), "42704");

@@ -196,8 +196,12 @@ fn publication_of_all_tables_is_in_nobodys_way() {
     assert!(delete(&mut client, "q", &held[0]));
     advance_clock(&mut client, "15 s"); // rows that are not needed are swept together
     wait_until("and forgotten", || written_lease(&mut client, "q", held[0].msg_id).is_none());
-    client.batch_execute("SELECT queue_schedule('q', 'n', '900 days', '1'), queue_unschedule('q', 'n')").unwrap();
-    client.batch_execute("SELECT queue_purge('q'), queue_drop('here'), queue_create('q2'), queue_drop('q2')").unwrap();
+    client
+        .batch_execute("SELECT queue_schedule('q', 'n', '900 days', '1'), queue_unschedule('q', 'n')")
+        .unwrap();
+    client
+        .batch_execute("SELECT queue_purge('q'), queue_drop('here'), queue_create('q2'), queue_drop('q2')")
+        .unwrap();
     create(&mut client, &["dead"]);
     client.batch_execute("SELECT queue_drop('q', force => true); SELECT queue_create('q')").unwrap();
     works(&database);

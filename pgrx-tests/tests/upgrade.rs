@@ -347,7 +347,12 @@ fn every_released_version_updates_to_what_a_fresh_install_has() {
     let tree = cluster.tree.sharedir.join("extension");
     for path in installs.iter().map(|(_, path)| path).chain(updates.iter().map(|(_, _, path)| path)) {
         let installed = tree.join(path.file_name().unwrap());
-        assert_eq!(fs::read(&installed).ok(), fs::read(path).ok(), "{} is installed as it is", installed.display());
+        assert_eq!(
+            fs::read(&installed).ok(),
+            fs::read(path).ok(),
+            "{} is installed as it is",
+            installed.display()
+        );
     }
     for (version, _) in &installs {
         let database = cluster.create_bare_database().unwrap();
@@ -379,11 +384,15 @@ fn messages_taken_out_of_the_schema_outlive_the_extension() {
     let kept = "SELECT to_jsonb(m) FROM %.q m ORDER BY msg_id";
     let before = copied(&mut client, &kept.replace('%', "queue"));
     client
-        .batch_execute("CREATE SCHEMA kept; ALTER TABLE queue.q SET SCHEMA kept; DROP EXTENSION pg_queue CASCADE")
+        .batch_execute(
+            "CREATE SCHEMA kept; ALTER TABLE queue.q SET SCHEMA kept; DROP EXTENSION pg_queue CASCADE",
+        )
         .unwrap();
     assert_eq!(copied(&mut client, &kept.replace('%', "kept")), before);
     // It is a table like any other now: nothing of ours is on it.
-    client.batch_execute("UPDATE kept.q SET last_error = NULL; INSERT INTO kept.q (message) VALUES ('102')").unwrap();
+    client
+        .batch_execute("UPDATE kept.q SET last_error = NULL; INSERT INTO kept.q (message) VALUES ('102')")
+        .unwrap();
     client.batch_execute("DELETE FROM kept.q WHERE msg_id = 102; CREATE EXTENSION pg_queue").unwrap();
     assert_eq!(code(try_read(&mut client, "q", 1, None, "0")), "42704");
     create(&mut client, &["q"]);

@@ -282,7 +282,10 @@ pub fn table_renamed(relation: u32) {
 /// move messages. An archive that was somebody else's stays his.
 pub fn table_reowned(relation: u32, was: u32) {
     let owner = user::owner(relation);
-    let Some((archive, _)) = resolve::read_settings(relation).filter(|_| owner != was) else { return };
+    if owner == was {
+        return;
+    }
+    let Some((archive, _)) = resolve::read_settings(relation) else { return };
     if let Some(name) = resolve::archive_name(archive).filter(|_| user::owner(archive) == was) {
         let (name, owner) = (quoted(&name), quoted(&user::role_name(owner)));
         user::acting_as_extension(|| run_ddl(&format!("ALTER TABLE queue_archive.{name} OWNER TO {owner}")));

@@ -191,7 +191,8 @@ pub fn table_renamed(relation: u32) {
 
 /// A table may have another owner than this one, whom it had.
 pub fn table_reowned(relation: u32, was: u32) {
-    if is_queue_table(relation) {
+    // pg_upgrade makes the extension's members one by one, and gives archives to their owners itself.
+    if is_queue_table(relation) && !worker::is_binary_upgrade() {
         crate::pg::xact::command_done();
         admin::table_reowned(relation, was);
     }
