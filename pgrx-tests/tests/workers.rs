@@ -735,9 +735,10 @@ fn upgrade_target(options: ClusterOptions, tree: &PgTree) -> Cluster {
     options.create_on(tree.clone()).unwrap()
 }
 
-/// The oldest PostgreSQL from which one can come to `tree`: Debian's 15.20 marks every column with an option of its
-/// own, which pg_dump of no later version at hand leaves out, so that the restore of any table at all fails. That
-/// is found out with a table of nobody's, on servers that know nothing of pg_queue.
+/// The oldest PostgreSQL from which one can come to `tree`. From 15.20 (November 2026; 15.18 is as it was) each column
+/// has an internal option, `pg_attver`, in its attoptions, which only the pg_dump of a minor release as new leaves out.
+/// pg_upgrade takes the new version's: where that is older, the restore of any table at all fails. That is found out
+/// with a table of nobody's, on servers that know nothing of pg_queue.
 fn oldest_upgradable(tree: &PgTree) -> PgTree {
     for old_tree in PgTree::old_from_env().unwrap() {
         assert!(old_tree.major < tree.major, "from {} to {}", old_tree.version, tree.version);

@@ -207,8 +207,9 @@ const WHOLE: &[(&str, &str)] = &[
     ),
 ];
 
+/// Those that run; of others a row may stay until it is swept.
 const LEASES: &str = "SELECT l.queue::regclass, msg_id, lease_id, delivery_count, leased_at, until
-    FROM queue_catalog.lease l ORDER BY l.queue::regclass::text, msg_id";
+    FROM queue_catalog.lease l WHERE until IS NOT NULL ORDER BY l.queue::regclass::text, msg_id";
 
 /// Fills a database with queues of every kind, messages in every state, and whatever its administrator adds: grants,
 /// comments, owners, policies, options. Nothing in it comes due for a day. Roles are made if they are not there: they
