@@ -30,7 +30,10 @@ COMMENT ON TABLE queue_catalog.queue IS 'the queues and their settings; changed 
 COMMENT ON COLUMN queue_catalog.queue.queue IS 'the queue''s table';
 COMMENT ON COLUMN queue_catalog.queue.archive IS 'its archive''s table';
 COMMENT ON COLUMN queue_catalog.queue.dead_letter_queue IS 'the table of its dead-letter queue, null for none';
-SELECT pg_catalog.pg_extension_config_dump('queue_catalog.queue', '');
+-- Not what a plain DROP TABLE has left: a regclass whose table is gone is dumped as a number, which in the restored
+-- database may be that of any table.
+SELECT pg_catalog.pg_extension_config_dump('queue_catalog.queue',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) queue::pg_catalog.oid)');
 
 -- Rows are rewritten as leases are extended; all that changes is in no index.
 CREATE TABLE queue_catalog.lease (
@@ -50,6 +53,8 @@ CREATE TABLE queue_catalog.prepared (
     queue pg_catalog.regclass NOT NULL,
     msg_id pg_catalog.int8 NOT NULL
 );
+-- It has no unique key, and must not refuse deletions where all tables are published.
+ALTER TABLE queue_catalog.prepared REPLICA IDENTITY FULL;
 COMMENT ON TABLE queue_catalog.prepared IS 'what prepared transactions sent: for each queue the lowest message id; read and deleted by the worker once they are committed';
 
 CREATE TABLE queue_catalog.schedule (
@@ -72,7 +77,8 @@ COMMENT ON COLUMN queue_catalog.schedule.timezone IS 'the IANA name of the time 
 COMMENT ON COLUMN queue_catalog.schedule.created_at IS 'since when the schedule has been what it is: an interval is counted from here';
 COMMENT ON COLUMN queue_catalog.schedule.next_at IS 'when it sends next; of no meaning while it is paused';
 COMMENT ON COLUMN queue_catalog.schedule.last_at IS 'when it sent last, null if it has not yet';
-SELECT pg_catalog.pg_extension_config_dump('queue_catalog.schedule', '');
+SELECT pg_catalog.pg_extension_config_dump('queue_catalog.schedule',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) queue::pg_catalog.oid)');
 
 CREATE FUNCTION queue_catalog.on_schedule() RETURNS pg_catalog.trigger
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_on_schedule';

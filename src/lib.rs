@@ -47,12 +47,14 @@ pub extern "C-unwind" fn _PG_init() {
     pg::hooks::install(pg::hooks::Hooks {
         table_altered: worker::table_altered,
         table_renamed: worker::table_renamed,
+        table_reowned: worker::table_reowned,
         table_dropped: worker::table_dropped,
         relation_invalidated: worker::relation_invalidated,
         database_wanted: worker::database_wanted,
         database_released: worker::database_released,
         extensions_changed: worker::extensions_changed,
         prepared_committed: worker::prepared_committed,
+        subscriptions_changed: worker::subscriptions_changed,
         listening: worker::listening,
     });
     if !pg::worker::is_binary_upgrade() {

@@ -137,14 +137,20 @@ impl ClusterOptions {
         Ok(cluster)
     }
 
-    /// A hot standby that streams from `primary`; it returns when the standby takes connections.
-    pub fn start_standby_of(self, primary: &Cluster) -> Result<Cluster> {
+    /// A backup of `primary`, which runs and need not pause for it; not started yet.
+    pub fn create_backup_of(self, primary: &Cluster) -> Result<Cluster> {
         let cluster = Cluster::place(primary.tree.clone())?;
         let mut backup = cluster.user.command(cluster.tree.program("pg_basebackup"));
         backup.args(["-U", "postgres", "--checkpoint=fast", "--wal-method=stream", "--no-sync", "-h"]);
         run(backup.arg(primary.directory()).arg("-D").arg(cluster.data()), &cluster.tree)?;
-        let primary = format!("host={} user=postgres", primary.directory().display());
-        cluster.configure(&self.set("primary_conninfo", &primary))?;
+        cluster.configure(&self)?;
+        Ok(cluster)
+    }
+
+    /// A hot standby that streams from `primary`; it returns when the standby takes connections.
+    pub fn start_standby_of(self, primary: &Cluster) -> Result<Cluster> {
+        let conninfo = format!("host={} user=postgres", primary.directory().display());
+        let cluster = self.set("primary_conninfo", &conninfo).create_backup_of(primary)?;
         let signal = cluster.data().join("standby.signal");
         fs::write(&signal, "").with_context(|| format!("cannot write {}", signal.display()))?;
         cluster.user.own(&signal)?;

@@ -6,6 +6,7 @@
 //! move at that moment; each test makes sure that it was at it.
 
 mod common;
+mod inventory;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::*;
+use inventory::{furnish, Inventory, Leases};
 use postgres::{Client, Error, NoTls};
 use queue_tests::wait_points::advance_clock;
 use queue_tests::{wait_until, wait_until_some, Cluster, ClusterOptions, Database, PgTree, Session, StopMode};
@@ -733,9 +735,10 @@ fn upgrade_target(options: ClusterOptions, tree: &PgTree) -> Cluster {
     options.create_on(tree.clone()).unwrap()
 }
 
-/// The oldest PostgreSQL from which one can come to `tree`: Debian's 15.20 marks every column with an option of its
-/// own, which pg_dump of no later version at hand leaves out, so that the restore of any table at all fails. That
-/// is found out with a table of nobody's, on servers that know nothing of pg_queue.
+/// The oldest PostgreSQL from which one can come to `tree`. From 15.20 (November 2026; 15.18 is as it was) each column
+/// has an internal option, `pg_attver`, in its attoptions, which only the pg_dump of a minor release as new leaves out.
+/// pg_upgrade takes the new version's: where that is older, the restore of any table at all fails. That is found out
+/// with a table of nobody's, on servers that know nothing of pg_queue.
 fn oldest_upgradable(tree: &PgTree) -> PgTree {
     for old_tree in PgTree::old_from_env().unwrap() {
         assert!(old_tree.major < tree.major, "from {} to {}", old_tree.version, tree.version);
@@ -787,6 +790,14 @@ fn pg_upgrade_keeps_everything_and_runs_nothing_of_ours() {
     worker_pid(&database);
     let before = contents(&mut client);
     drop(client);
+    // One more database: of other owners, with grants, comments, options, and leases.
+    let furnished = old.create_database().unwrap();
+    furnish(&furnished);
+    let mut client = session(&furnished);
+    let held = read_for(&mut client, "many", 3, "1 h");
+    wait_written(&mut client, "many", &sorted(ids(&held)));
+    let inventory = Inventory::take(&mut client, Leases::Written);
+    drop(client);
     old.stop(StopMode::Fast).unwrap();
     assert!(old.log().contains(STARTS_OURS) && old.log().contains(LOADS_OURS), "the log would tell of it");
 
@@ -797,6 +808,13 @@ fn pg_upgrade_keeps_everything_and_runs_nothing_of_ours() {
 
     new.start().unwrap();
     assert!(new.log().contains(STARTS_OURS), "now it runs");
+    let furnished = Database { cluster: &new, name: furnished.name.clone() };
+    let mut client = session(&furnished);
+    Inventory::take(&mut client, Leases::Written).assert_same(&inventory, "pg_upgrade");
+    let others = read(&mut client, "many", 1_000);
+    assert_eq!(others.len(), 180 - 3, "leases are kept");
+    assert!(held.iter().all(|delivery| delete(&mut client, "many", delivery)));
+    assert!(send(&mut client, "many", 1) > 203);
     let database = Database { cluster: &new, name: database.name.clone() };
     let mut client = session(&database);
     assert_eq!(contents(&mut client), before);

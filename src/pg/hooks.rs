@@ -1,6 +1,7 @@
 //! Postgres' hooks and invalidations, told in plain calls: a table changed, was dropped, may look different; a
 //! statement is about to need a database for itself. Owns the chain to other extensions' hooks.
 
+use super::user;
 use pgrx::{pg_guard, pg_sys, PgList};
 use std::cell::Cell;
 
@@ -11,6 +12,8 @@ pub struct Hooks {
     pub table_altered: fn(u32),
     /// This relation was renamed.
     pub table_renamed: fn(u32),
+    /// This table, whose owner was this role, may have another one now.
+    pub table_reowned: fn(u32, u32),
     /// This relation is being dropped.
     pub table_dropped: fn(u32),
     /// What is remembered of this relation (0: of all) may be wrong. Called anywhere; only sets a flag.
@@ -23,6 +26,8 @@ pub struct Hooks {
     pub extensions_changed: fn(),
     /// A prepared transaction was committed.
     pub prepared_committed: fn(),
+    /// A subscription to another server's tables was altered or dropped.
+    pub subscriptions_changed: fn(),
     /// A session listens to this channel, or will when its transaction commits.
     pub listening: fn(&str),
 }
@@ -119,7 +124,10 @@ enum Concern {
     DatabaseCreated(u32),
     Altered(u32),
     Renamed(u32),
+    /// Given away; with its owner before.
+    Reowned(u32, u32),
     PreparedCommitted,
+    Subscriptions,
     /// Settings of databases are changed.
     Configured,
     Listening(*const std::ffi::c_char),
@@ -195,7 +203,17 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
             }
             // The access hook is not called for all of it in every version: not for triggers in 15.
             pg_sys::NodeTag::T_AlterTableStmt => {
-                Concern::Altered(table_named((*statement.cast::<pg_sys::AlterTableStmt>()).relation))
+                let alter: *mut pg_sys::AlterTableStmt = statement.cast();
+                let gives_away = PgList::<pg_sys::AlterTableCmd>::from_pg((*alter).cmds)
+                    .iter_ptr()
+                    .any(|command| (*command).subtype == pg_sys::AlterTableType::AT_ChangeOwner);
+                match table_named((*alter).relation) {
+                    table if table != 0 && gives_away => Concern::Reowned(table, user::owner(table)),
+                    table => Concern::Altered(table),
+                }
+            }
+            pg_sys::NodeTag::T_AlterSubscriptionStmt | pg_sys::NodeTag::T_DropSubscriptionStmt => {
+                Concern::Subscriptions
             }
             pg_sys::NodeTag::T_CreateTrigStmt => {
                 Concern::Altered(table_named((*statement.cast::<pg_sys::CreateTrigStmt>()).relation))
@@ -276,6 +294,11 @@ unsafe extern "C-unwind" fn after_utility(concern: Concern) {
         }
         Concern::Altered(table) if table != 0 => (hooks.table_altered)(table),
         Concern::Renamed(table) => (hooks.table_renamed)(table),
+        Concern::Reowned(table, owner) => {
+            (hooks.table_altered)(table);
+            (hooks.table_reowned)(table, owner);
+        }
+        Concern::Subscriptions => (hooks.subscriptions_changed)(),
         Concern::PreparedCommitted => (hooks.prepared_committed)(),
         Concern::Configured => (hooks.extensions_changed)(),
         Concern::Listening(name) => {

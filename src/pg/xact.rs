@@ -92,6 +92,12 @@ pub fn is_standby() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Whether rows come from another server, by logical replication: where its triggers are not to fire again.
+pub fn is_replica() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA as std::ffi::c_int }
+}
+
 /// Whether this is a parallel operation, in the leader or in a worker.
 pub fn is_parallel() -> bool {
     // SAFETY: reads a variable of this process.

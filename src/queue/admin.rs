@@ -243,6 +243,8 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Option
     run_ddl(&format!("CREATE INDEX {kept} ON queue_archive.{table} (msg_id)"));
     let aged = free(c"queue_archive", "queue_archived", archive);
     run_ddl(&format!("CREATE INDEX {aged} ON queue_archive.{table} (archived_at)"));
+    // It has no unique key, and must not refuse deletions where all tables are published.
+    run_ddl(&format!("ALTER TABLE queue_archive.{table} REPLICA IDENTITY FULL"));
     run_ddl(&format!(
         "CREATE TRIGGER pg_queue_change AFTER INSERT OR UPDATE ON queue.{table} \
          FOR EACH ROW EXECUTE FUNCTION queue.on_change()"
@@ -273,6 +275,20 @@ pub fn table_renamed(relation: u32) {
         user::acting_as_extension(|| {
             run_ddl(&format!("ALTER TABLE queue_archive.{} RENAME TO {}", quoted(&was), quoted(&name)));
         });
+    }
+}
+
+/// A table was given away, and if it is a queue's, the queue with it: so is its archive, into which its owner's rights
+/// move messages. An archive that was somebody else's stays his.
+pub fn table_reowned(relation: u32, was: u32) {
+    let owner = user::owner(relation);
+    if owner == was {
+        return;
+    }
+    let Some((archive, _)) = resolve::read_settings(relation) else { return };
+    if let Some(name) = resolve::archive_name(archive).filter(|_| user::owner(archive) == was) {
+        let (name, owner) = (quoted(&name), quoted(&user::role_name(owner)));
+        user::acting_as_extension(|| run_ddl(&format!("ALTER TABLE queue_archive.{name} OWNER TO {owner}")));
     }
 }
 

@@ -90,6 +90,8 @@ struct Journal {
     /// For each table the earliest time at which a message that was written expires. Not undone by a rollback: who
     /// is told of it looks.
     expiries: Vec<(u32, i64)>,
+    /// Tables that got rows from another server, with ids of its own. Not undone either.
+    replicated: Vec<u32>,
 }
 
 pub use crate::queue::overlay::{Own, Then as OwnThen};
@@ -120,6 +122,7 @@ impl Journal {
         self.entries.clear();
         self.overlay.clear();
         self.expiries.clear();
+        self.replicated.clear();
         if self.entries.capacity() > 1_024 {
             self.entries = Vec::new(); // a large transaction's memory is given back
         }
@@ -346,6 +349,17 @@ pub fn expires(relation: u32, at_us: i64) -> Result<()> {
     })
 }
 
+/// A row was written that came by logical replication: the table's identity knows nothing of its id.
+pub fn replicated(relation: u32) -> Result<()> {
+    JOURNAL.with_borrow_mut(|j| {
+        if !j.replicated.contains(&relation) {
+            j.replicated.try_reserve(1).map_err(|_| Error::Memory)?;
+            j.replicated.push(relation);
+        }
+        Ok(())
+    })
+}
+
 /// Whether this transaction created the table: then nobody else has sent anything to it.
 pub fn is_created_here(relation: u32) -> bool {
     JOURNAL.with_borrow(|j| {
@@ -566,6 +580,16 @@ fn publish(journal: &Journal) {
                     Some(at) => arena.expires_at(at, *at_us, now, fx),
                     // Plain SQL alone gives a queue no place in the dispatcher: the worker does, and finds the row.
                     None => arena.worker_wake(database, fx),
+                }
+            }
+        });
+    }
+    if !journal.replicated.is_empty() {
+        // Nobody is woken for it: the copy gives no ids as long as it is one.
+        let _ = shmem::with_arena(|arena, _, _| {
+            for relation in &journal.replicated {
+                if let Some(at) = arena.queue_find(database, *relation) {
+                    arena.queue_look_again(at);
                 }
             }
         });

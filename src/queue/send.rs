@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{Fired, RowExclusiveLock, Table};
-use crate::pg::{clock, spi};
+use crate::pg::{clock, spi, xact};
 use crate::queue::resolve::{self, For, Queue};
 use crate::queue::{args, capture, expires_us, journal, row_of};
 use crate::settings;
@@ -276,6 +276,9 @@ pub fn on_change(args: &Args) -> Result<Value> {
             let row = row_of(&record);
             capture::inserted(relation, row.msg_id);
             journal::sent(relation, row)?;
+            if xact::is_replica() {
+                journal::replicated(relation)?;
+            }
             expires_us(&record).map_or(Ok(()), |at_us| journal::expires(relation, at_us))?;
         }
         Fired::Updated(relation, old, new) => {

@@ -189,6 +189,15 @@ pub fn table_renamed(relation: u32) {
     }
 }
 
+/// A table may have another owner than this one, whom it had.
+pub fn table_reowned(relation: u32, was: u32) {
+    // pg_upgrade makes the extension's members one by one, and gives archives to their owners itself.
+    if is_queue_table(relation) && !worker::is_binary_upgrade() {
+        crate::pg::xact::command_done();
+        admin::table_reowned(relation, was);
+    }
+}
+
 /// A relation is being dropped.
 pub fn table_dropped(relation: u32) {
     if is_queue_table(relation) {
@@ -210,6 +219,15 @@ fn is_queue_table(relation: u32) -> bool {
 pub fn extensions_changed() {
     if shmem::is_available() {
         if let Err(error) = journal::extensions_changed() {
+            error.raise();
+        }
+    }
+}
+
+/// Replication to this database may have ended: from now on it may give ids of its own (see `raise_identity`).
+pub fn subscriptions_changed() {
+    if shmem::is_available() {
+        if let Err(error) = journal::worker_called() {
             error.raise();
         }
     }

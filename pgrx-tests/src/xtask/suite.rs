@@ -82,7 +82,7 @@ pub fn run(versions: Vec<u16>, is_long: bool, filter: Option<String>) -> Result<
     trees.dedup_by_key(|tree| tree.major);
     match trees.as_slice() {
         [old @ .., new] if !old.is_empty() => stages.push(suite.upgrade_test(old, new)?),
-        _ => say("SKIPPED: pg_upgrade, which is tested where the suite runs on two versions or more"),
+        _ => say("SKIPPED: pg_upgrade and dumps of older versions, tested where the suite runs on two versions or more"),
     }
     Ok(summarise(&mut stages, suite.filter.is_some()))
 }
@@ -112,14 +112,15 @@ impl Suite<'_> {
         Ok(builder.tree.pg)
     }
 
-    /// pg_upgrade to the newest version of this run: the one test that needs two of them.
+    /// pg_upgrade, and dumps, to the newest version of this run: the tests that need two of them.
     fn upgrade_test(&self, old: &[PgTree], new: &PgTree) -> Result<Stage> {
         let old = std::env::join_paths(old.iter().map(|tree| &tree.pg_config))
             .context("a path of a tree holds what separates paths")?;
         let mut upgrade = Command::new("cargo");
-        upgrade.args(["test", "-p", "queue-tests", "--test", "workers", "--", "--ignored"]).args(self.filter);
+        upgrade.args(["test", "--no-fail-fast", "-p", "queue-tests", "--test", "workers", "--test", "backup"]);
+        upgrade.args(["--", "--ignored"]).args(self.filter);
         upgrade.env(PG_CONFIG_ENV, &new.pg_config).env(PG_CONFIG_OLD_ENV, old);
-        let name = format!("pg_upgrade to {}", short_version(new));
+        let name = format!("pg_upgrade and dumps to {}", short_version(new));
         self.run_stage(&name, upgrade.current_dir(repository()))
     }
 
