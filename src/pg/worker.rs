@@ -8,6 +8,38 @@ unsafe extern "C-unwind" {
     // Declared anew: pgrx binds these as Rust functions, which cannot be signal handlers.
     fn die(signal: std::ffi::c_int);
     fn SignalHandlerForConfigReload(signal: std::ffi::c_int);
+    /// utils/timeout.h; pgrx does not bind these.
+    fn enable_timeout_after(id: std::ffi::c_int, delay_ms: std::ffi::c_int);
+    fn disable_timeout(id: std::ffi::c_int, keep_indicator: bool);
+}
+
+/// STATEMENT_TIMEOUT in utils/timeout.h, in all versions. InitPostgres registers it in every process; a worker with a
+/// database has its signal's handler (BackgroundWorkerMain).
+const STATEMENT_TIMEOUT: std::ffi::c_int = 3;
+/// How long what a queue's owner has put on his tables (triggers, constraints, functions in an index) may run in a
+/// worker at a time, milliseconds.
+const OWNERS_MS: std::ffi::c_int = 10_000;
+
+/// Does `f`, in a worker for so long at most: then it is cancelled, with an ERROR.
+pub fn limited<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: a variable of this process, null in any but a worker.
+    if unsafe { pg_sys::MyBgworkerEntry.is_null() } {
+        return f();
+    }
+    // SAFETY: the timeout is registered. Nested calls begin the time anew.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, OWNERS_MS) };
+    let result = f();
+    end_limit();
+    result
+}
+
+/// Also where the time was over, and nobody has looked yet.
+fn end_limit() {
+    // SAFETY: the timeout is registered; its handler sets the flag, which only this process reads.
+    unsafe {
+        disable_timeout(STATEMENT_TIMEOUT, false);
+        pg_sys::QueryCancelPending = 0;
+    }
 }
 
 /// Whether the server is loading the libraries of shared_preload_libraries: only then can shared memory and
@@ -165,6 +197,7 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Optio
                     pg_sys::panic::CaughtError::RustPanic { ereport, .. } => ereport.message().to_owned(),
                 };
                 pg_sys::AbortCurrentTransaction();
+                end_limit();
                 pgrx::log!("pg_queue worker: {what} failed: {message}");
                 None
             })
