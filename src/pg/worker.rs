@@ -2,6 +2,7 @@
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::{pg_sys, PgTryBuilder};
+use std::cell::Cell;
 use std::time::Duration;
 
 unsafe extern "C-unwind" {
@@ -20,10 +21,14 @@ const STATEMENT_TIMEOUT: std::ffi::c_int = 3;
 /// worker at a time, milliseconds.
 const OWNERS_MS: std::ffi::c_int = 10_000;
 
-/// Does `f`, in a worker for so long at most: then it is cancelled, with an ERROR.
+thread_local! {
+    /// This process is a worker of ours, and not a session or somebody else's worker.
+    static IS_OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `f`, in a worker of ours for so long at most: then it is cancelled, with an ERROR.
 pub fn limited<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: a variable of this process, null in any but a worker.
-    if unsafe { pg_sys::MyBgworkerEntry.is_null() } {
+    if !IS_OURS.get() {
         return f();
     }
     // SAFETY: the timeout is registered. Nested calls begin the time anew.
@@ -97,6 +102,7 @@ impl Started {
 /// Makes this process a proper worker: signals first, then the connection. `database`: 0 = the shared catalogs
 /// only.
 pub fn begin(database: u32) {
+    IS_OURS.set(true);
     // SAFETY: the first thing a worker's main function does. SIGTERM is served by CHECK_FOR_INTERRUPTS (die),
     // and its handler is there before signals are let through.
     unsafe {

@@ -33,7 +33,10 @@ fn make_mallory(client: &mut Client, database: &Database) -> String {
 
 /// As whom the deed was done in process `pid`, each once, in alphabetical order.
 fn seen_in(client: &mut Client, pid: i32) -> String {
-    text(client, &format!("SELECT coalesce(string_agg(DISTINCT who, ' '), '') FROM evil.seen WHERE pid = {pid}"))
+    text(
+        client,
+        &format!("SELECT coalesce(string_agg(DISTINCT who, ' '), '') FROM evil.seen WHERE pid = {pid}"),
+    )
 }
 
 /// Ends the worker, which comes back and begins with looking at every queue.
