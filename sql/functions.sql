@@ -4,7 +4,7 @@
 
 -- What a read returns. A named type: the executor looks a TABLE's columns up in pg_proc for every statement, which
 -- costs as much as the delivery itself.
-CREATE TYPE queue_message AS (
+CREATE TYPE @extschema@.queue_message AS (
     msg_id pg_catalog.int8,
     lease_id pg_catalog.int8,
     delivery_count pg_catalog.int8,
@@ -16,7 +16,7 @@ CREATE TYPE queue_message AS (
     headers pg_catalog.jsonb,
     message pg_catalog.jsonb
 );
-COMMENT ON TYPE queue_message IS
+COMMENT ON TYPE @extschema@.queue_message IS
     'a message as it is delivered: its id, the fence of this delivery, how many there were, this one included';
 
 CREATE FUNCTION queue_create(

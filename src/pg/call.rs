@@ -80,9 +80,13 @@ impl Value {
         Value(Some(us.into()))
     }
 
-    /// A text, copied.
+    /// A text, copied. Other characters than ASCII's are an ERROR where the server's are not Rust's.
     pub fn text(self) -> Option<String> {
-        self.get()
+        // SAFETY: the SQL type is text; the detoasted value is read before it can go.
+        self.0.map(|datum| unsafe {
+            let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            in_utf8(pgrx::varlena::varlena_to_byte_slice(text))
+        })
     }
 
     /// An interval in months, days and microseconds.
@@ -125,14 +129,27 @@ impl Value {
         }
     }
 
-    /// The text of a jsonb.
+    /// The text of a jsonb; of characters the same as in [`Value::text`].
     pub fn jsonb_text(self) -> Option<String> {
         // SAFETY: the SQL type is jsonb; jsonb_out returns a palloc'd C string in the server's encoding.
         self.0.map(|datum| unsafe {
             let text: Option<&std::ffi::CStr> = pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)]);
-            text.map(|t| t.to_string_lossy().into_owned()).unwrap_or_default()
+            text.map(|t| in_utf8(t.to_bytes())).unwrap_or_default()
         })
     }
+}
+
+fn in_utf8(bytes: &[u8]) -> String {
+    // SAFETY: reads a variable of this process.
+    let is_utf8 = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32;
+    if !is_utf8 && !bytes.is_ascii() {
+        Error::Unsupported {
+            what: "text that is not ASCII is not supported in a database whose encoding is not UTF8".into(),
+            hint: Some("queue_send, queue_send_batch and plain SQL take such messages.".into()),
+        }
+        .raise();
+    }
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The oid of a function, from its name and argument types, qualified.

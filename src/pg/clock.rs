@@ -9,6 +9,9 @@ const MONOTONIC: libc::clockid_t = libc::CLOCK_BOOTTIME;
 #[cfg(not(target_os = "linux"))]
 const MONOTONIC: libc::clockid_t = libc::CLOCK_MONOTONIC;
 
+/// The first time that is later than any of Postgres' (END_TIMESTAMP in datatype/timestamp.h), microseconds since 2000.
+pub const END_US: i64 = 9_223_371_331_200_000_000;
+
 /// Both clocks, now.
 pub fn now() -> Now {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -103,7 +103,13 @@ impl Table {
             if relation.is_null() {
                 return None;
             }
-            let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+            // Before 16 an owner can turn a table into a view, which has none.
+            let has_storage = (*(*relation).rd_rel).relkind == pg_sys::RELKIND_RELATION as std::ffi::c_char;
+            let blocks = if has_storage {
+                pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM)
+            } else {
+                0
+            };
             Some(Table { relation, slot: pg_sys::table_slot_create(relation, std::ptr::null_mut()), blocks })
         }
     }
@@ -216,17 +222,28 @@ impl Table {
         Walk::begin(self, index, &[(strategy, function, from)], snapshot)
     }
 
-    /// Rows whose timestamp key lies in `(after, until]`, ascending; `until` of `i64::MAX` = without end.
+    /// Rows whose timestamp key lies in `(after, until]`, ascending; `after` of `i64::MIN` = from the beginning,
+    /// -infinity included; `until` of `i64::MAX` = without end.
     pub fn walk_times<'t>(&'t self, index: u32, after: i64, until: i64, snapshot: &Snapshot) -> Walk<'t> {
-        Walk::begin(
-            self,
-            index,
-            &[
-                (pg_sys::BTGreaterStrategyNumber, pg_sys::F_TIMESTAMPTZ_GT, after),
-                (pg_sys::BTLessEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_LE, until),
-            ],
-            snapshot,
-        )
+        let conditions = [
+            (pg_sys::BTLessEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_LE, until),
+            (pg_sys::BTGreaterStrategyNumber, pg_sys::F_TIMESTAMPTZ_GT, after),
+        ];
+        let most = if after == i64::MIN { 1 } else { 2 };
+        Walk::begin(self, index, &conditions[..most], snapshot)
+    }
+
+    /// The highest key up to `most` of an index on a bigint column.
+    pub fn highest(&self, index: u32, column: usize, most: i64, snapshot: &Snapshot) -> Option<i64> {
+        let up_to = (pg_sys::BTLessEqualStrategyNumber, pg_sys::F_INT8LE, most);
+        let walk = Walk::begin(self, index, &[up_to], snapshot);
+        // SAFETY: as in `Walk::step`.
+        let found = unsafe {
+            pg_sys::index_getnext_slot(walk.scan, pg_sys::ScanDirection::BackwardScanDirection, self.slot)
+        };
+        let highest = found.then(|| Record::of(self.slot).value(column).i64()).flatten();
+        walk.end();
+        highest
     }
 
     /// The one row with this key, left in the table's slot.
@@ -380,7 +397,7 @@ impl<'t> Walk<'t> {
 }
 
 /// A valid btree on just one column, given by number and type, ascending, that holds every row where it is not
-/// null: for the index on `visible_at`.
+/// null: for the index on `visible_at`. To be called as the table's owner: Postgres runs functions in a condition.
 pub fn index_on(table: &Table, column: i16, kind: pg_sys::Oid) -> Option<u32> {
     // SAFETY: the list belongs to the caller, and holds oids.
     unsafe {

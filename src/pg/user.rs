@@ -81,6 +81,29 @@ pub fn may_use(schema: u32) -> bool {
     has_schema_right(schema, pg_sys::ACL_USAGE)
 }
 
+/// Whether the current role may put a table where it would go by default_tablespace.
+pub fn may_use_default_tablespace(is_unlogged: bool) -> bool {
+    let persistence =
+        if is_unlogged { pg_sys::RELPERSISTENCE_UNLOGGED } else { pg_sys::RELPERSISTENCE_PERMANENT };
+    // SAFETY: look-ups in the system caches, in a transaction.
+    unsafe {
+        let tablespace = pg_sys::GetDefaultTablespace(persistence as _, false);
+        if tablespace == pg_sys::InvalidOid {
+            return true; // the database's own
+        }
+        #[cfg(feature = "pg15")]
+        let result = pg_sys::pg_tablespace_aclcheck(tablespace, pg_sys::GetUserId(), pg_sys::ACL_CREATE as _);
+        #[cfg(not(feature = "pg15"))]
+        let result = pg_sys::object_aclcheck(
+            pg_sys::TableSpaceRelationId,
+            tablespace,
+            pg_sys::GetUserId(),
+            pg_sys::ACL_CREATE as _,
+        );
+        result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
 fn has_schema_right(schema: u32, right: u32) -> bool {
     // SAFETY: look-ups in the system caches, in a transaction.
     unsafe {
@@ -105,10 +128,11 @@ pub fn is_row_filtered(table: u32) -> bool {
 }
 
 /// Does `f` with a search_path that the caller has no say in: what runs with another's rights must not find the
-/// caller's functions (Postgres does so for maintenance since 17).
+/// caller's functions (Postgres does so for maintenance since 17). Settings that code in there changes are as before
+/// afterwards: an owner's trigger must not decide what the caller's session, or a worker, goes by.
 fn with_safe_path<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: the pair that functions with SET use (fmgr.c); after an ERROR the (sub)transaction's abort restores
-    // the setting.
+    // SAFETY: the pair that maintenance commands use (vacuum.c, index.c); after an ERROR the (sub)transaction's abort
+    // restores the settings.
     let level = unsafe {
         let level = pg_sys::NewGUCNestLevel();
         pg_sys::set_config_option(
@@ -125,12 +149,13 @@ fn with_safe_path<R>(f: impl FnOnce() -> R) -> R {
     };
     let result = f();
     // SAFETY: as above.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    unsafe { pg_sys::AtEOXact_GUC(false, level) };
     result
 }
 
 /// Does `f` as another role, so that nothing of it outlives the call: as for a maintenance command (SET ROLE and
-/// temporary objects are refused). After an ERROR the abort restores the role.
+/// temporary objects are refused). After an ERROR the abort restores the role. In a worker, which has others to serve,
+/// it may take only so long ([`super::worker::limited`]).
 pub fn acting_as<R>(role: u32, f: impl FnOnce() -> R) -> R {
     let (mut user, mut context) = (pg_sys::Oid::INVALID, 0);
     // SAFETY: the pair that Postgres itself uses for this (cluster.c, vacuum.c); reset by AbortTransaction and
@@ -144,10 +169,48 @@ pub fn acting_as<R>(role: u32, f: impl FnOnce() -> R) -> R {
                 | pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
         );
     }
-    let result = with_safe_path(f);
+    let result = super::worker::limited(|| with_safe_path(f));
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     result
+}
+
+/// Does `f`, which writes rows of `from` elsewhere. What a constraint that refuses one says of it is not shown to a
+/// caller who may not read `from`: Postgres would only ask whether whoever writes may.
+pub fn hiding_rows<R>(from: u32, f: impl FnOnce() -> R) -> R {
+    if has_rights(from, &[Right::Select]) {
+        return f();
+    }
+    /// Takes the callback off again, also where an ERROR unwinds this frame.
+    struct Callback(pg_sys::ErrorContextCallback);
+    impl Drop for Callback {
+        fn drop(&mut self) {
+            // SAFETY: a variable of this process.
+            unsafe { pg_sys::error_context_stack = self.0.previous };
+        }
+    }
+    let mut callback = Callback(pg_sys::ErrorContextCallback {
+        // SAFETY: a variable of this process.
+        previous: unsafe { pg_sys::error_context_stack },
+        callback: Some(hide_row),
+        arg: std::ptr::null_mut(),
+    });
+    // SAFETY: the callback stays in this frame, which takes it off again.
+    unsafe { pg_sys::error_context_stack = &raw mut callback.0 };
+    f()
+}
+
+/// Called by errfinish, for what is reported while [`hiding_rows`] runs.
+unsafe extern "C-unwind" fn hide_row(_arg: *mut std::ffi::c_void) {
+    // SAFETY: errfinish's callbacks may look at the error at hand, and add to it; the text has no format in it. What
+    // is no violated constraint is the owner's own words.
+    unsafe {
+        let is_constraint = pg_sys::geterrcode() & 0xfff // ERRCODE_TO_CATEGORY
+            == pgrx::PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32;
+        if is_constraint {
+            pg_sys::errdetail_internal(c"The row is shown only to those who may read it.".as_ptr());
+        }
+    }
 }
 
 /// Does `f` with the rights of the extension itself: only for our own catalog and for the creation of a queue's

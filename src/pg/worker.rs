@@ -2,12 +2,49 @@
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::{pg_sys, PgTryBuilder};
+use std::cell::Cell;
 use std::time::Duration;
 
 unsafe extern "C-unwind" {
     // Declared anew: pgrx binds these as Rust functions, which cannot be signal handlers.
     fn die(signal: std::ffi::c_int);
     fn SignalHandlerForConfigReload(signal: std::ffi::c_int);
+    /// utils/timeout.h; pgrx does not bind these.
+    fn enable_timeout_after(id: std::ffi::c_int, delay_ms: std::ffi::c_int);
+    fn disable_timeout(id: std::ffi::c_int, keep_indicator: bool);
+}
+
+/// STATEMENT_TIMEOUT in utils/timeout.h, in all versions. InitPostgres registers it in every process; a worker with a
+/// database has its signal's handler (BackgroundWorkerMain).
+const STATEMENT_TIMEOUT: std::ffi::c_int = 3;
+/// How long what a queue's owner has put on his tables (triggers, constraints, functions in an index) may run in a
+/// worker at a time, milliseconds.
+const OWNERS_MS: std::ffi::c_int = 10_000;
+
+thread_local! {
+    /// This process is a worker of ours, and not a session or somebody else's worker.
+    static IS_OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `f`, in a worker of ours for so long at most: then it is cancelled, with an ERROR.
+pub fn limited<R>(f: impl FnOnce() -> R) -> R {
+    if !IS_OURS.get() {
+        return f();
+    }
+    // SAFETY: the timeout is registered. Nested calls begin the time anew.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, OWNERS_MS) };
+    let result = f();
+    end_limit();
+    result
+}
+
+/// Also where the time was over, and nobody has looked yet.
+fn end_limit() {
+    // SAFETY: the timeout is registered; its handler sets the flag, which only this process reads.
+    unsafe {
+        disable_timeout(STATEMENT_TIMEOUT, false);
+        pg_sys::QueryCancelPending = 0;
+    }
 }
 
 /// Whether the server is loading the libraries of shared_preload_libraries: only then can shared memory and
@@ -65,6 +102,7 @@ impl Started {
 /// Makes this process a proper worker: signals first, then the connection. `database`: 0 = the shared catalogs
 /// only.
 pub fn begin(database: u32) {
+    IS_OURS.set(true);
     // SAFETY: the first thing a worker's main function does. SIGTERM is served by CHECK_FOR_INTERRUPTS (die),
     // and its handler is there before signals are let through.
     unsafe {
@@ -165,6 +203,7 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Optio
                     pg_sys::panic::CaughtError::RustPanic { ereport, .. } => ereport.message().to_owned(),
                 };
                 pg_sys::AbortCurrentTransaction();
+                end_limit();
                 pgrx::log!("pg_queue worker: {what} failed: {message}");
                 None
             })

@@ -155,6 +155,14 @@ pub fn queue_create(args: &Args) -> Result<Value> {
     if user::schema(c"queue_archive").is_some_and(|schema| user::relation(schema, &name).is_some()) {
         return Err(Error::ArchiveLeft { queue: name });
     }
+    // The tables are made with other rights than the caller's.
+    if !user::may_use_default_tablespace(is_unlogged) {
+        return Err(Error::Denied {
+            action: "create",
+            queue: name,
+            needs: "CREATE on the tablespace that default_tablespace names".into(),
+        });
+    }
     let owner = user::current();
     let dead_letter_queue = match &given.dead_letter_queue {
         Some(target) => dead_letter_target(&name, None, owner, target)?,
@@ -558,7 +566,7 @@ pub fn queue_purge(args: &Args) -> Result<Value> {
     }
     // A DELETE rather than a TRUNCATE: it waits for no reader and keeps none waiting. Whoever has TRUNCATE may
     // empty the table: without DELETE the owner's right does it.
-    let purge = || spi::run(&format!("DELETE FROM {}", queue.table_name()), &[], &[]);
+    let purge = || spi::run(&format!("DELETE FROM ONLY {}", queue.table_name()), &[], &[]);
     let outcome = if user::has_rights(queue.relation, &[Right::Delete, Right::Select]) {
         purge()
     } else {
@@ -684,7 +692,7 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
         if !is_seen {
             continue;
         }
-        let name = row[1].text().unwrap_or_default();
+        let name = user::relation_name(relation).unwrap_or_default();
         rows.emit([
             row[1],
             row[2],

@@ -78,7 +78,7 @@ fn archive_with(queue: &Queue, row: Copied, reason: &str, error: Option<&str>) -
 }
 
 fn as_owner<R>(relation: u32, f: impl FnOnce() -> R) -> R {
-    user::acting_as(user::owner(relation), f)
+    user::hiding_rows(relation, || user::acting_as(user::owner(relation), f))
 }
 
 /// The dead-letter queue, if there is (still) one. One that is gone leaves the archive.

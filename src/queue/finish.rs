@@ -32,7 +32,7 @@ pub fn delete_row(queue: &Queue, table: &Table, tid: Tid, msg_id: i64, snapshot:
     if !table.is_plain_for_delete() {
         let plan = queue.plan(For::Delete, || {
             spi::prepare(
-                &format!("DELETE FROM {} WHERE msg_id OPERATOR(pg_catalog.=) $1", queue.table_name()),
+                &format!("DELETE FROM ONLY {} WHERE msg_id OPERATOR(pg_catalog.=) $1", queue.table_name()),
                 &[pg_sys::INT8OID.into()],
             )
         });

@@ -33,6 +33,7 @@ pub fn queue_health(_args: &Args, rows: &mut Rows) -> Result<()> {
     }
     problems.extend(vacuum_held_back());
     problems.extend(archives_growing());
+    problems.extend(functions_shadowed());
     for Problem { is_critical, name, object, detail, fix } in problems {
         rows.emit([
             Value::of(if is_critical { "critical" } else { "warning" }),
@@ -162,6 +163,48 @@ fn archives_growing() -> Vec<Problem> {
                 name.replace('\'', "''")
             )),
             object: name,
+        })
+    };
+    outcome.rows.iter().filter_map(problem).collect()
+}
+
+/// Functions that are called in place of ours: of the same name, where the caller's search_path, or whoever names the
+/// extension's schema, finds them. Where in the path does not matter: with untyped arguments, as drivers send them, one
+/// that takes texts is a better match wherever it is.
+fn functions_shadowed() -> Vec<Problem> {
+    let outcome = spi::look(
+        "SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, \
+             pg_catalog.pg_get_function_identity_arguments(p.oid)), \
+           pg_catalog.pg_get_userbyid(p.proowner)::pg_catalog.text \
+         FROM pg_catalog.pg_extension e \
+         JOIN pg_catalog.pg_proc p ON pg_catalog.starts_with(p.proname::pg_catalog.text, 'queue_') \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+         WHERE e.extname OPERATOR(pg_catalog.=) 'pg_queue' \
+         AND (n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+           OR n.nspname OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(true))) \
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+           WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid \
+           AND d.objid OPERATOR(pg_catalog.=) p.oid AND d.refobjid OPERATOR(pg_catalog.=) e.oid \
+           AND d.deptype OPERATOR(pg_catalog.=) 'e') \
+         AND EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_proc o \
+             ON o.oid OPERATOR(pg_catalog.=) d.objid AND o.proname OPERATOR(pg_catalog.=) p.proname \
+           WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid \
+           AND d.refobjid OPERATOR(pg_catalog.=) e.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') \
+         ORDER BY 1 LIMIT 10",
+        &[],
+        &[],
+    );
+    let problem = |row: &Vec<Value>| {
+        let function = row[0].text()?;
+        Some(Problem {
+            is_critical: true,
+            name: "function_shadowed",
+            detail: format!(
+                "A function of role {} has the name of one of pg_queue's, and may be called in its place.",
+                row[1].text()?
+            ),
+            fix: Some(format!("DROP ROUTINE {function}")),
+            object: function,
         })
     };
     outcome.rows.iter().filter_map(problem).collect()

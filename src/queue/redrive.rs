@@ -255,7 +255,7 @@ impl Redrive {
                 if target.is_own {
                     journal::own_set(queue.relation, target.msg_id, OwnThen::Finish)?;
                 }
-                insert(&goal, &record)?;
+                user::hiding_rows(queue.relation, || insert(&goal, &record))?;
                 Ok(true)
             }
             (Deleted::Gone, ..) => Ok(false),
@@ -391,7 +391,9 @@ fn unarchive(
         ids.map_or(Value::NULL, bigints),
     ];
     let (outcome, sent) = capture::sending(queue.relation, || {
-        user::acting_as(user::owner(queue.relation), || spi::run(statement, &types, &values))
+        user::hiding_rows(queue.archive, || {
+            user::acting_as(user::owner(queue.relation), || spi::run(statement, &types, &values))
+        })
     });
     let row = outcome.rows.first();
     let count = |i: usize| row.and_then(|row| row[i].i64()).unwrap_or(0);

@@ -239,15 +239,20 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
     let broken = |detail: &str| Error::Broken { queue: name.to_owned(), detail: detail.to_owned() };
     let Some(table) = Table::open(relation, None) else { return Ok(None) };
     let columns = table.columns();
-    let key = table.primary_key(column::MSG_ID as i16);
-    let due = table::index_on(&table, column::VISIBLE_AT as i16, pg_sys::TIMESTAMPTZOID);
-    let expiry = table::index_on(&table, column::EXPIRES_AT as i16, pg_sys::TIMESTAMPTZOID);
     let is_heap = table.is_heap();
-    let indexes = key.zip(due).zip(expiry).filter(|_| is_heap && columns_are_ours(&columns));
-    let direct = indexes.and_then(|((key, due), expiry)| {
-        let trigger = user::acting_as_extension(|| call::function_oid("queue.on_change()"));
-        let indexes = [(key, column::MSG_ID), (due, column::VISIBLE_AT), (expiry, column::EXPIRES_AT)];
-        Direct::of(&table, &SOURCES, indexes, trigger)
+    let trigger = user::acting_as_extension(|| call::function_oid("queue.on_change()"));
+    // As its owner: to look at an index Postgres runs what functions its condition has, and a worker looks at all
+    // queues as superuser.
+    let (key, due, expiry, direct) = user::acting_as(user::owner(relation), || {
+        let key = table.primary_key(column::MSG_ID as i16);
+        let due = table::index_on(&table, column::VISIBLE_AT as i16, pg_sys::TIMESTAMPTZOID);
+        let expiry = table::index_on(&table, column::EXPIRES_AT as i16, pg_sys::TIMESTAMPTZOID);
+        let indexes = key.zip(due).zip(expiry).filter(|_| is_heap && columns_are_ours(&columns));
+        let direct = indexes.and_then(|((key, due), expiry)| {
+            let indexes = [(key, column::MSG_ID), (due, column::VISIBLE_AT), (expiry, column::EXPIRES_AT)];
+            Direct::of(&table, &SOURCES, indexes, trigger)
+        });
+        (key, due, expiry, direct)
     });
     table.close(None, true);
     if !is_heap {

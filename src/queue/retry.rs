@@ -26,7 +26,7 @@ fn rewrite(
     let plan = queue.plan(For::Retry, || {
         spi::prepare(
             &format!(
-                "UPDATE {} SET visible_at = $2, delivery_count = $3, \
+                "UPDATE ONLY {} SET visible_at = $2, delivery_count = $3, \
                  last_error = COALESCE($4, last_error) WHERE msg_id OPERATOR(pg_catalog.=) $1",
                 queue.table_name()
             ),
@@ -364,7 +364,7 @@ pub fn queue_extend_batch(args: &Args, rows: &mut Rows) -> Result<()> {
 fn delete_as_owner(queue: &Queue, msg_id: i64) -> Deleted {
     let table = queue.table_name();
     let statement = format!(
-        "DELETE FROM {table} WHERE msg_id OPERATOR(pg_catalog.=) (SELECT msg_id FROM {table} \
+        "DELETE FROM ONLY {table} WHERE msg_id OPERATOR(pg_catalog.=) (SELECT msg_id FROM ONLY {table} \
          WHERE msg_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED)"
     );
     let outcome = user::acting_as(user::owner(queue.relation), || {

@@ -36,7 +36,13 @@ fn expires_at(queue: &Queue, ttl_us: Option<i64>, visible_at: Value) -> Value {
         0 => Value::NULL,
         ttl_us => {
             let from_us = visible_at.time_us().unwrap_or_else(|| clock::now().wall_us);
-            Value::of_time_us(from_us.saturating_add(ttl_us))
+            let until_us = from_us.saturating_add(ttl_us);
+            // A later time than Postgres has is never; written down it would be in no dump that can be restored.
+            if until_us < clock::END_US {
+                Value::of_time_us(until_us)
+            } else {
+                Value::NULL
+            }
         }
     }
 }

@@ -11,9 +11,9 @@
 
 use crate::pg::call::Value;
 use crate::pg::shmem::Request;
-use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
+use crate::pg::table::{self, AccessShareLock, RowExclusiveLock, Snapshot, Table};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
-use crate::queue::{dead_letter, journal, load, resolve, retry};
+use crate::queue::{column, dead_letter, journal, load, resolve, retry};
 use crate::settings;
 use crate::worker::schedules::Schedules;
 use crate::worker::{expiry, leases, notify, survey};
@@ -364,11 +364,9 @@ pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
 /// Rows that came with ids of their own (a restore, a replica, plain INSERT) leave the identity behind: then the
 /// next send would collide with one of them. Raised past the highest id of queue and archive, if it is behind.
 fn raise_identity(database: u32, tick: &Tick) -> bool {
-    const BEHIND: &str = "SELECT h.id, s.oid FROM \
-        (SELECT pg_catalog.pg_get_serial_sequence($1, 'msg_id')::pg_catalog.regclass::pg_catalog.oid) AS s (oid), \
-        (SELECT GREATEST((SELECT pg_catalog.max(msg_id) FROM ONLY {queue}), \
-                         (SELECT pg_catalog.max(msg_id) FROM ONLY {archive}))) AS h (id) \
-        WHERE h.id OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
+    const BEHIND: &str = "SELECT s.oid FROM \
+        (SELECT pg_catalog.pg_get_serial_sequence($1, 'msg_id')::pg_catalog.regclass::pg_catalog.oid) AS s (oid) \
+        WHERE $2 OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
     worker::transaction("looking after message ids", || {
         let queue = match open(database, tick, AccessShareLock)? {
             Opened::Yes(queue) => queue,
@@ -378,13 +376,15 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
         if !table::try_lock(queue.archive, AccessShareLock) {
             return Ok(false);
         }
-        let Some(archive) = resolve::archive_name(queue.archive) else { return Ok(true) };
-        let archive = format!("queue_archive.{}", spi::quoted(&archive));
-        let behind = BEHIND.replace("{queue}", &queue.table_name()).replace("{archive}", &archive);
         let look = || {
+            let highest = highest_id(queue.relation).max(highest_id(queue.archive))?;
             let table = queue.table_name();
-            let outcome = spi::run(&behind, &[pg_sys::TEXTOID.into()], &[Value::of(table.as_str())]);
-            outcome.rows.first().and_then(|row| Some((row[0].i64()?, row[1].get::<pg_sys::Oid>()?)))
+            let outcome = spi::run(
+                BEHIND,
+                &[pg_sys::TEXTOID.into(), pg_sys::INT8OID.into()],
+                &[Value::of(table.as_str()), Value::of(highest)],
+            );
+            outcome.rows.first().and_then(|row| Some((highest, row[0].get::<pg_sys::Oid>()?)))
         };
         let Some((_, sequence)) = look() else { return Ok(true) };
         // nextval takes a weaker lock that conflicts with this one: nobody draws an id between look and set.
@@ -400,6 +400,23 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
         }
         Ok(true)
     }) != Some(false)
+}
+
+/// Ids beyond this do not raise an identity: whoever may INSERT could else use up all there are with one row.
+const RAISED_MAX: i64 = i64::MAX / 2;
+
+/// The highest id (that counts) in a queue's table or an archive, by its index; `None`: it has none, or its owner has
+/// taken the index away. No statement: planning one runs functions of the owner's, with the rights of whoever plans.
+fn highest_id(relation: u32) -> Option<i64> {
+    let table = Table::open(relation, None)?;
+    let index = user::acting_as(user::owner(relation), || {
+        table::index_on(&table, column::MSG_ID as i16, pg_sys::INT8OID)
+    });
+    let snapshot = Snapshot::latest();
+    let highest = index.and_then(|index| table.highest(index, column::MSG_ID, RAISED_MAX, &snapshot));
+    snapshot.done();
+    table.close(None, true);
+    highest
 }
 
 /// A restore with --disable-triggers leaves ours enabled like ordinary ones, which do not fire for logical
@@ -423,7 +440,8 @@ fn enable_triggers(database: u32, tick: &Tick) -> bool {
         }
         for name in ours.rows.iter().filter_map(|row| row[0].text()) {
             let table = queue.table_name();
-            spi::run(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {}", spi::quoted(&name)), &[], &[]);
+            let enable = format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {}", spi::quoted(&name));
+            user::acting_as(user::owner(queue.relation), || spi::run(&enable, &[], &[]));
         }
         Ok(true)
     }) != Some(false)

@@ -7,9 +7,10 @@
 //! meanwhile leaves a stale row, which does no harm.
 
 use crate::pg::call::Value;
-use crate::pg::table::AccessShareLock;
+use crate::pg::table::{AccessShareLock, Snapshot, Table};
 use crate::pg::{clock, latch, shmem, spi, worker};
 use crate::queue::resolve::Queue;
+use crate::queue::row_of;
 use crate::settings;
 use crate::worker::database::{open, Opened};
 use pgrx::pg_sys;
@@ -154,7 +155,7 @@ pub fn sweep(database: u32, tick: &Tick) -> bool {
             Opened::Gone => return Ok(true),
             Opened::Locked => return Ok(false),
         };
-        delete_stale(&queue);
+        delete_stale(&queue)?;
         if is_recounted {
             recount(&queue, tick.queue)?;
         }
@@ -166,29 +167,48 @@ pub fn sweep(database: u32, tick: &Tick) -> bool {
     done != Some(false)
 }
 
-fn delete_stale(queue: &Queue) {
-    spi::run(
-        &format!(
-            "DELETE FROM queue_catalog.lease l WHERE l.queue OPERATOR(pg_catalog.=) $1 AND NOT EXISTS \
-             (SELECT FROM ONLY {} m WHERE m.msg_id OPERATOR(pg_catalog.=) l.msg_id \
-              AND m.delivery_count OPERATOR(pg_catalog.<) l.delivery_count)",
-            queue.table_name()
-        ),
+/// What is written of a queue's leases: message and count.
+fn written(queue: &Queue) -> Vec<(i64, i32)> {
+    let outcome = spi::run(
+        "SELECT msg_id, delivery_count FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1",
         &[pg_sys::OIDOID.into()],
         &[Value::of(pg_sys::Oid::from(queue.relation))],
     );
+    outcome.rows.iter().filter_map(|row| Some((row[0].i64()?, row[1].get::<i32>()?))).collect()
+}
+
+/// The queue's table is not named in a statement: planning one runs functions of its owner's, with the rights of
+/// whoever plans.
+fn delete_stale(queue: &Queue) -> crate::Result<()> {
+    let rows = written(queue);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(()) };
+    let snapshot = Snapshot::latest();
+    let mut stale = Vec::new();
+    stale.try_reserve_exact(rows.len()).map_err(|_| crate::Error::Memory)?;
+    for (msg_id, count) in rows {
+        let message = table.lookup(queue.key, msg_id, &snapshot);
+        if message.is_none_or(|message| i64::from(row_of(&message).count) >= i64::from(count)) {
+            stale.push(Value::of(msg_id));
+        }
+    }
+    snapshot.done();
+    table.close(None, true);
+    spi::run(
+        "DELETE FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
+         AND msg_id OPERATOR(pg_catalog.=) ANY ($2)",
+        &[pg_sys::OIDOID.into(), pg_sys::INT8ARRAYOID.into()],
+        &[Value::of(pg_sys::Oid::from(queue.relation)), Value::array(pg_sys::INT8OID.into(), &stale)],
+    );
+    Ok(())
 }
 
 /// Corrects rows of deliveries that were given back and do not count.
 fn recount(queue: &Queue, at: QueueRef) -> crate::Result<()> {
     let relation = Value::of(pg_sys::Oid::from(queue.relation));
-    let outcome = spi::run(
-        "SELECT msg_id, delivery_count FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::OIDOID.into()],
-        &[relation],
-    );
-    let rows: Vec<(i64, i32)> =
-        outcome.rows.iter().filter_map(|row| Some((row[0].i64()?, row[1].get::<i32>()?))).collect();
+    let rows = written(queue);
     let mut fates = Vec::new();
     for chunk in rows.chunks(CHUNK_MAX) {
         fates.reserve(chunk.len());

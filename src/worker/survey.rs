@@ -6,13 +6,11 @@
 
 use crate::error::Error;
 use crate::pg::call::Value;
-use crate::pg::table::{self, AccessShareLock};
+use crate::pg::table::{self, AccessShareLock, Snapshot, Table};
 use crate::pg::{shmem, spi, user, worker};
-use crate::queue::resolve;
+use crate::queue::{column, resolve};
 use pgrx::pg_sys;
-
-/// Queues that one transaction opens: each is locked until its end.
-const CHUNK: usize = 50;
+use queue_dispatch::NEVER_US;
 
 /// Attaches those queues of this database.
 pub fn attach_queues(database: u32) {
@@ -37,14 +35,17 @@ pub fn attach_queues(database: u32) {
         });
         Ok(queues.collect::<Vec<_>>())
     });
-    for chunk in found.unwrap_or_default().chunks(CHUNK) {
-        let is_full = worker::transaction("looking at queues", || {
-            for (relation, is_wanted) in chunk {
-                // Any other error: it is locked, changed or dropped right now, and whoever uses it next attaches it.
-                if let Err(error @ Error::Full { .. }) = attach(database, *relation, *is_wanted) {
-                    pgrx::log!("pg_queue worker: some queues are not served until they are used: {error:?}");
-                    return Ok(true);
-                }
+    for (relation, is_wanted) in found.unwrap_or_default() {
+        let is_attached = shmem::with_arena(|arena, _, _| arena.queue_find(database, relation).is_some());
+        if is_attached.unwrap_or(true) {
+            continue;
+        }
+        // Each in a transaction of its own: what one owner has done to his table keeps no other's queue.
+        let is_full = worker::transaction("looking at a queue", || {
+            // Any other error: it is locked, changed or dropped right now, and whoever uses it next attaches it.
+            if let Err(error @ Error::Full { .. }) = attach(relation, is_wanted) {
+                pgrx::log!("pg_queue worker: some queues are not served until they are used: {error:?}");
+                return Ok(true);
             }
             Ok(false)
         });
@@ -55,23 +56,35 @@ pub fn attach_queues(database: u32) {
     }
 }
 
-fn attach(database: u32, relation: u32, is_wanted: bool) -> crate::Result<()> {
-    let is_attached = shmem::with_arena(|arena, _, _| arena.queue_find(database, relation).is_some())?;
-    if is_attached || !table::try_lock(relation, AccessShareLock) {
+fn attach(relation: u32, is_wanted: bool) -> crate::Result<()> {
+    if !table::try_lock(relation, AccessShareLock) {
         return Ok(());
     }
     let is_here = user::relation_schema(relation) == user::schema(c"queue");
     let Some(name) = user::relation_name(relation).filter(|_| is_here) else { return Ok(()) };
-    if is_wanted || has_expiring(&name) {
+    if is_wanted || has_expiring(relation) {
         resolve::open(&name, AccessShareLock)?;
     }
     Ok(())
 }
 
-fn has_expiring(name: &str) -> bool {
-    let statement =
-        format!("SELECT EXISTS (SELECT FROM ONLY queue.{} WHERE expires_at IS NOT NULL)", spi::quoted(name));
-    spi::look(&statement, &[], &[]).rows.first().and_then(|row| row[0].get::<bool>()).unwrap_or(false)
+/// By the index, as the owner has it. No statement: planning one runs functions of the owner's, with the rights of
+/// whoever plans.
+fn has_expiring(relation: u32) -> bool {
+    let Some(table) = Table::open(relation, None) else { return false };
+    let index = user::acting_as(user::owner(relation), || {
+        table::index_on(&table, column::EXPIRES_AT as i16, pg_sys::TIMESTAMPTZOID)
+    });
+    let snapshot = Snapshot::latest();
+    let has_some = index.is_some_and(|index| {
+        let mut walk = table.walk_times(index, i64::MIN, NEVER_US, &snapshot);
+        let has_some = walk.next().is_some();
+        walk.end();
+        has_some
+    });
+    snapshot.done();
+    table.close(None, true);
+    has_some
 }
 
 /// What `ALTER DATABASE ... SET pg_queue.worker_enabled` has set for this database, as it is written: another process

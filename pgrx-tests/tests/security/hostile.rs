@@ -1,0 +1,394 @@
+//! What a role that may own a queue, or only make objects somewhere, puts in the way of others: of the worker, which is
+//! a superuser's process and serves everybody, and of sessions with other rights. Each test first sees its trap run
+//! where it may, so that one which never ran is no proof.
+
+use super::*;
+use queue_tests::{shared_cluster, wait_until, wait_until_some, Cluster, StopMode};
+
+/// A role that may own queues, with a schema `evil` of its own. Its function `evil.deed` notes as whom and in which
+/// process it runs, and makes the role a superuser if it can; `evil.innocent` claims to be immutable and calls it.
+fn make_mallory(client: &mut Client, database: &Database) -> String {
+    let role = make_role(client, database, "mallory");
+    client
+        .batch_execute(&format!(
+            "GRANT CREATE ON SCHEMA queue TO {role}; GRANT CREATE ON DATABASE {name} TO {role};
+             SET ROLE {role}; CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;
+             CREATE TABLE evil.seen (who text, pid int, what text); GRANT INSERT ON evil.seen TO PUBLIC;
+             CREATE FUNCTION evil.deed(what text) RETURNS int LANGUAGE plpgsql AS $$
+               BEGIN
+                 INSERT INTO evil.seen VALUES (current_user, pg_backend_pid(), what);
+                 IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+                   ALTER ROLE {role} SUPERUSER;
+                 END IF;
+                 RETURN 1;
+               END $$;
+             CREATE FUNCTION evil.innocent(what text) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+               BEGIN RETURN evil.deed(what); END $$;
+             RESET ROLE",
+            name = database.name,
+        ))
+        .unwrap();
+    role
+}
+
+/// As whom the deed was done in process `pid`, each once, in alphabetical order.
+fn seen_in(client: &mut Client, pid: i32) -> String {
+    text(
+        client,
+        &format!("SELECT coalesce(string_agg(DISTINCT who, ' '), '') FROM evil.seen WHERE pid = {pid}"),
+    )
+}
+
+/// Ends the worker, which comes back and begins with looking at every queue.
+fn restart_worker(client: &mut Client, database: &Database) -> i32 {
+    let before = worker_pid(database);
+    client.execute("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
+    wait_until_some("there is a new worker", || {
+        find_worker(client, &database.name).filter(|pid| *pid != before)
+    })
+}
+
+/// Sends a message that fails at once, and returns when the worker has moved it: it has looked at all queues, and works.
+fn worker_works(client: &mut Client, queue: &str) {
+    let count = format!("SELECT count(*) FROM queue_archive.{queue}");
+    let before = number(client, &count);
+    send(client, queue, 1);
+    assert_eq!(read_for(client, queue, 1, "1 ms").len(), 1);
+    wait_until("the worker has moved the message", || number(client, &count) > before);
+}
+
+#[test]
+fn functions_in_an_owners_indexes_never_run_as_the_worker() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('honest', max_deliveries => 1);
+             SET ROLE {mallory};
+             SELECT queue_create('mine', max_deliveries => 1);
+             DO $$ DECLARE i text; BEGIN
+               FOR i IN SELECT indexrelid::regclass FROM pg_index
+                 WHERE indrelid = 'queue.mine'::regclass AND indpred IS NOT NULL LOOP
+                 EXECUTE 'DROP INDEX ' || i;
+               END LOOP;
+             END $$;
+             CREATE INDEX ON queue.mine (visible_at) WHERE visible_at IS NOT NULL AND evil.innocent('due') = 1;
+             CREATE INDEX ON queue.mine (expires_at) WHERE expires_at IS NOT NULL AND evil.innocent('expiry') = 1;
+             CREATE INDEX ON queue.mine ((msg_id + evil.innocent('expression')));
+             ALTER TABLE queue.mine ADD CHECK (msg_id > -evil.innocent('check'));
+             ALTER TABLE queue_archive.mine ADD CHECK (msg_id > -evil.innocent('check of the archive'));
+             SELECT queue_send('mine', '1', ttl => '1 day'), queue_send('mine', '2', ttl => '1 ms');
+             SELECT queue_schedule('mine', 's', '1 s', '3');
+             RESET ROLE; TRUNCATE evil.seen"
+        ))
+        .unwrap();
+    let worker = restart_worker(&mut client, &database);
+    // Every duty: expiry, a schedule, leases that are written, messages that failed.
+    as_role(&mut client, &mallory, |client| {
+        wait_until("the schedule has fired", || {
+            number(client, "SELECT count(*) FROM queue.mine WHERE headers ? 'schedule'") > 0
+        });
+        assert!(!read_for(client, "mine", 9, "2 s").is_empty());
+        wait_until("the failures are archived", || {
+            number(client, "SELECT count(*) FROM queue_archive.mine WHERE archive_reason = 'max_deliveries'")
+                > 0
+        });
+    });
+    worker_works(&mut client, "honest");
+    assert_eq!(seen_in(&mut client, worker), mallory, "it ran in the worker, as its owner");
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+/// Before 16 a table could be turned into a view, whose functions run as whoever looks.
+#[test]
+fn table_that_its_owner_turns_into_a_view_is_no_queue_to_the_worker() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('honest', max_deliveries => 1);
+             SET ROLE {mallory}; SELECT queue_create('mine'); SELECT queue_create('kept')"
+        ))
+        .unwrap();
+    let strip = |table: &str| {
+        format!(
+            "DO $$ DECLARE i text; BEGIN
+               EXECUTE 'ALTER TABLE {table} ALTER msg_id DROP IDENTITY IF EXISTS';
+               FOR i IN SELECT conname FROM pg_constraint WHERE conrelid = '{table}'::regclass AND contype = 'p' LOOP
+                 EXECUTE format('ALTER TABLE {table} DROP CONSTRAINT %I', i);
+               END LOOP;
+               FOR i IN SELECT tgname FROM pg_trigger WHERE tgrelid = '{table}'::regclass AND NOT tgisinternal LOOP
+                 EXECUTE format('DROP TRIGGER %I ON {table}', i);
+               END LOOP;
+               FOR i IN SELECT indexrelid::regclass FROM pg_index WHERE indrelid = '{table}'::regclass LOOP
+                 EXECUTE 'DROP INDEX ' || i;
+               END LOOP;
+             END $$"
+        )
+    };
+    let is_old = number(&mut client, "current_setting('server_version_num')") < 160_000;
+    for table in ["queue.mine", "queue_archive.kept"] {
+        client.batch_execute(&strip(table)).unwrap();
+        client.batch_execute(&format!("VACUUM {table}")).unwrap();
+        let columns = text(
+            &mut client,
+            &format!(
+                "SELECT string_agg(format('%s::%s AS %I', CASE attname WHEN 'msg_id' THEN 'evil.deed(''view'')' \
+                 WHEN 'expires_at' THEN 'now() + evil.deed(''view'') * interval ''1 s''' ELSE 'NULL' END, \
+                 atttypid::regtype, attname), ', ' ORDER BY attnum) FROM pg_attribute \
+                 WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped"
+            ),
+        );
+        let rule = format!("CREATE RULE \"_RETURN\" AS ON SELECT TO {table} DO INSTEAD SELECT {columns}");
+        let result = client.batch_execute(&rule);
+        assert_eq!(result.is_ok(), is_old, "{table}: {result:?}");
+    }
+    client.batch_execute("RESET ROLE").unwrap();
+    let worker = restart_worker(&mut client, &database);
+    as_role(&mut client, &mallory, |client| {
+        assert_eq!(code(try_send(client, "mine", 1)), "55000");
+        send(client, "kept", 1);
+    });
+    worker_works(&mut client, "honest");
+    assert!(!seen_in(&mut client, worker).contains("postgres"));
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+/// What an owner's trigger tries where it runs with the owner's rights in somebody else's process.
+const ESCAPES: &str = "
+    CREATE FUNCTION evil.try(what text) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+      EXECUTE what;
+      INSERT INTO evil.seen VALUES (current_user, pg_backend_pid(), what);
+    EXCEPTION WHEN OTHERS THEN NULL;
+    END $$;
+    CREATE FUNCTION evil.escape() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      PERFORM evil.deed('trigger');
+      PERFORM evil.try('RESET ROLE');
+      PERFORM evil.try('SET ROLE DEFAULT');
+      PERFORM evil.try('SET ROLE NONE');
+      PERFORM evil.try('SET ROLE postgres');
+      PERFORM evil.try('RESET SESSION AUTHORIZATION');
+      PERFORM evil.try('SET SESSION AUTHORIZATION postgres');
+      PERFORM evil.try('CREATE TEMP TABLE pg_class ()');
+      PERFORM evil.try('LISTEN queue_x');
+      PERFORM evil.try('DECLARE c CURSOR WITH HOLD FOR SELECT evil.deed(''cursor'')');
+      PERFORM evil.try('ALTER ROLE ' || current_user || ' SUPERUSER');
+      PERFORM evil.try('UPDATE queue_catalog.queue SET paused = true');
+      SET default_transaction_read_only = on;
+      SET search_path = evil;
+      SET lock_timeout = 1;
+      RETURN coalesce(NEW, OLD);
+    END $$;";
+
+#[test]
+fn owners_triggers_in_the_worker_cannot_escape_nor_change_what_it_goes_by() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('honest', max_deliveries => 1);
+             SET ROLE {mallory}; {ESCAPES}
+             CREATE FUNCTION evil.settings() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+               SET default_transaction_read_only = on;
+               SET search_path = evil;
+               PERFORM set_config('lock_timeout', '1', false), set_config('work_mem', '64kB', false);
+               RETURN NULL;
+             END $$;
+             SELECT queue_create('mine', max_deliveries => 1);
+             CREATE TRIGGER a BEFORE DELETE ON queue.mine FOR EACH ROW EXECUTE FUNCTION evil.escape();
+             CREATE TRIGGER b AFTER INSERT ON queue_archive.mine FOR EACH STATEMENT EXECUTE FUNCTION evil.settings();
+             SELECT queue_send('mine', '1');
+             SELECT * FROM queue_read('mine', 1, '1 ms');
+             RESET ROLE"
+        ))
+        .unwrap();
+    let worker = worker_pid(&database);
+    wait_until("the trap has sprung", || number(&mut client, "SELECT count(*) FROM queue_archive.mine") == 1);
+    assert_eq!(seen_in(&mut client, worker), mallory, "the worker fired it, as its owner");
+    let got = text(
+        &mut client,
+        "SELECT coalesce(string_agg(DISTINCT what, '; '), '') FROM evil.seen WHERE what <> 'trigger'",
+    );
+    assert_eq!(got, "", "what the trigger got away with");
+    worker_works(&mut client, "honest");
+    assert_eq!(find_worker(&mut client, &database.name), Some(worker), "it is the same one");
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+#[test]
+fn owners_triggers_in_a_consumers_call_cannot_escape_nor_change_the_session() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SET ROLE {mallory}; {ESCAPES}
+             CREATE FUNCTION evil.settings() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+               PERFORM evil.deed('archived');
+               SET search_path = evil;
+               PERFORM set_config('work_mem', '64kB', false);
+               RETURN NULL;
+             END $$;
+             SELECT queue_create('mine');
+             CREATE TRIGGER a BEFORE INSERT ON queue_archive.mine FOR EACH ROW EXECUTE FUNCTION evil.escape();
+             CREATE TRIGGER b AFTER INSERT ON queue_archive.mine FOR EACH STATEMENT EXECUTE FUNCTION evil.settings();
+             SELECT queue_send('mine', '1'), queue_send('mine', '2');
+             RESET ROLE"
+        ))
+        .unwrap();
+    let settings = "SELECT concat_ws(' ', current_setting('search_path'), current_setting('work_mem'), \
+                    current_setting('default_transaction_read_only'), current_user)";
+    let before = text(&mut client, settings);
+    // A superuser consumes.
+    client.batch_execute("SELECT queue_archive('mine', 1), queue_reject('mine', 2)").unwrap();
+    assert_eq!(text(&mut client, settings), before);
+    assert_eq!(number(&mut client, "SELECT count(*) FROM queue_archive.mine"), 2);
+    let pid = client.pid();
+    assert_eq!(seen_in(&mut client, pid), mallory);
+    let got = text(
+        &mut client,
+        "SELECT coalesce(string_agg(DISTINCT what, '; '), '') FROM evil.seen \
+         WHERE what NOT IN ('trigger', 'archived')",
+    );
+    assert_eq!(got, "", "what the trigger got away with");
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+#[test]
+fn trigger_of_an_owner_that_never_ends_keeps_no_other_queue() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('honest', max_deliveries => 1);
+             SET ROLE {mallory};
+             CREATE FUNCTION evil.endless() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN LOOP PERFORM pg_sleep(0.01); END LOOP; END $$;
+             SELECT queue_create('mine', max_deliveries => 1);
+             CREATE TRIGGER a BEFORE DELETE ON queue.mine FOR EACH ROW EXECUTE FUNCTION evil.endless();
+             SELECT queue_send('mine', '1');
+             SELECT * FROM queue_read('mine', 1, '1 ms');
+             RESET ROLE"
+        ))
+        .unwrap();
+    let from = shared_cluster().log().len();
+    let worker = worker_pid(&database);
+    wait_until("the worker is in the trap", || {
+        let sql = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'";
+        !client.query(sql, &[&worker]).unwrap().is_empty()
+    });
+    worker_works(&mut client, "honest");
+    shared_cluster()
+        .wait_for_log(from, "moving exhausted messages failed: canceling statement due to statement timeout");
+    assert_eq!(find_worker(&mut client, &database.name).or(Some(worker)), Some(worker), "it is the same one");
+    client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
+}
+
+#[test]
+fn deferred_triggers_of_an_owner_do_not_run_as_somebody_else_at_commit() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('honest', max_deliveries => 1);
+             SET ROLE {mallory};
+             CREATE FUNCTION evil.later() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN PERFORM evil.deed('deferred'); RETURN NULL; END $$;
+             SELECT queue_create('mine', max_deliveries => 1), queue_create('yours', max_deliveries => 1);
+             CREATE CONSTRAINT TRIGGER a AFTER INSERT ON queue_archive.mine
+               DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION evil.later();
+             CREATE CONSTRAINT TRIGGER a AFTER DELETE ON queue.yours
+               DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION evil.later();
+             SELECT queue_send('mine', '1'), queue_send('mine', '2'), queue_send('yours', '1');
+             RESET ROLE"
+        ))
+        .unwrap();
+    let from = shared_cluster().log().len();
+    assert_eq!(read_for(&mut client, "mine", 1, "1 ms").len(), 1);
+    assert_eq!(read_for(&mut client, "yours", 1, "1 ms").len(), 1);
+    shared_cluster().wait_for_log(from, "cannot fire deferred trigger within security-restricted operation");
+    assert_eq!(code(client.batch_execute("SELECT queue_archive('mine', 2)")), "42501");
+    worker_works(&mut client, "honest");
+    assert_eq!(text(&mut client, "SELECT coalesce(string_agg(who, ' '), '') FROM evil.seen"), "");
+    assert_eq!((rows(&mut client, "mine"), rows(&mut client, "yours")), (2, 1), "nothing is lost");
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+#[test]
+fn dead_letter_queue_of_another_sees_the_queues_owner_and_nobody_higher() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    let bob = make_role(&mut client, &database, "bob");
+    client
+        .batch_execute(&format!(
+            "GRANT CREATE ON SCHEMA queue TO {bob};
+             SET ROLE {mallory};
+             CREATE FUNCTION evil.note() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN PERFORM evil.deed('dead letter'); RETURN NEW; END $$;
+             SELECT queue_create('dead');
+             CREATE TRIGGER a BEFORE INSERT ON queue.dead FOR EACH ROW EXECUTE FUNCTION evil.note();
+             SELECT queue_grant('dead', '{bob}', 'send');
+             SET ROLE {bob};
+             SELECT queue_create('q', max_deliveries => 1, dead_letter_queue => 'dead');
+             SELECT queue_send('q', '1'), queue_send('q', '2');
+             RESET ROLE"
+        ))
+        .unwrap();
+    read_for(&mut client, "q", 1, "1 ms");
+    wait_until("the worker has moved it", || rows(&mut client, "dead") == 1);
+    client.batch_execute("SELECT queue_reject('q', 2)").unwrap(); // a superuser does
+    let who = text(&mut client, "SELECT string_agg(DISTINCT who, ' ') FROM evil.seen");
+    assert_eq!(who, bob, "whoever moves it: with the rights of the queue's owner, who chose the target");
+    assert!(!is_superuser(&mut client, &mallory));
+    // The right to send there taken back, nothing more arrives, and nothing is lost.
+    client.batch_execute(&format!("SELECT queue_revoke('dead', '{bob}', 'send')")).unwrap();
+    let kept = send(&mut client, "q", 3);
+    let from = shared_cluster().log().len();
+    read_for(&mut client, "q", 1, "1 ms");
+    shared_cluster().wait_for_log(from, "permission denied for table dead");
+    wait_until("it is left where it was", || state(&mut client, "q", kept).as_deref() == Some("exhausted"));
+    client.batch_execute(&format!("SELECT queue_grant('dead', '{bob}', 'send')")).unwrap();
+    wait_until("it comes to its end", || rows(&mut client, "q") == 0);
+}
+
+/// A server of its own: only after a start does the worker look at queues that nobody has used.
+#[test]
+fn owner_whose_table_fails_when_looked_at_keeps_no_other_queue_from_the_worker() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SET ROLE {mallory};
+             SELECT queue_create('a_trap');
+             CREATE FUNCTION evil.fail() RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+               BEGIN
+                 IF to_regclass('evil.sprung') IS NOT NULL THEN RAISE 'the trap has sprung'; END IF;
+                 RETURN 1;
+               END $$;
+             DO $$ BEGIN EXECUTE 'DROP INDEX ' || (SELECT indexrelid::regclass FROM pg_index
+               WHERE indrelid = 'queue.a_trap'::regclass AND indkey[0] = 10); END $$;
+             CREATE INDEX ON queue.a_trap (expires_at) WHERE expires_at IS NOT NULL AND evil.fail() = 1;
+             CREATE TABLE evil.sprung ();
+             RESET ROLE;
+             SELECT queue_create('honest');
+             SELECT queue_send('honest', '1', ttl => '5 s')"
+        ))
+        .unwrap();
+    drop(client);
+    cluster.restart(StopMode::Fast).unwrap();
+    cluster.wait_for_log(0, "failed: the trap has sprung");
+    let mut client = database.connect().unwrap();
+    wait_until("what has expired is gone", || rows(&mut client, "honest") == 0);
+}
