@@ -28,7 +28,7 @@ const SEQUENCES_ENV: &str = "PG_QUEUE_MODEL_SEQUENCES";
 const SEED_ENV: &str = "PG_QUEUE_MODEL_SEED";
 const REPLAY_ENV: &str = "PG_QUEUE_MODEL_REPLAY";
 /// In the suite.
-const SEQUENCES: u64 = 150;
+const SEQUENCES: u64 = 100;
 const SEED: u64 = 1;
 const SHRINK_LIMIT: Duration = Duration::from_secs(120);
 
