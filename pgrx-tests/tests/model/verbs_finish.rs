@@ -40,7 +40,7 @@ impl Call {
 
 impl World {
     /// An id and a lease that somebody may come up with.
-    fn target(&self, s: usize, rng: &mut Rng, queue: usize) -> (i64, Option<i64>) {
+    fn target(&self, rng: &mut Rng, queue: usize) -> (i64, Option<i64>) {
         let keys: Vec<Key> = self.model.keys(queue).into_iter().collect();
         let now = self.model.now;
         let held: Vec<Key> =
@@ -64,7 +64,6 @@ impl World {
             8 => self.leases.get(&key).and_then(|all| all.get(rng.below(all.len()))).copied(),
             _ => Some(1),
         };
-        let _ = s;
         (key.1, lease)
     }
 
@@ -74,7 +73,7 @@ impl World {
         let count = if is_single { 1 } else { rng.below(5) };
         let mut targets: Vec<(i64, Option<i64>)> = Vec::new();
         for _ in 0..count {
-            let target = self.target(s, rng, queue);
+            let target = self.target(rng, queue);
             if targets.iter().all(|(id, _)| *id != target.0) {
                 targets.push(target);
             }
@@ -183,7 +182,7 @@ impl World {
 
     pub fn cancel(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
-        let (id, _) = self.target(s, rng, queue);
+        let (id, _) = self.target(rng, queue);
         let key = (queue, id);
         let fate = self.model.fate(s, key, None, true);
         if fate == Fate::Blocks {
