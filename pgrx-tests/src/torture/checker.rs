@@ -40,6 +40,8 @@ pub struct Rules {
     pub flush_slack_us: Us,
     /// The queue whose finishes all write the ledger.
     pub exact: u8,
+    /// The queue with durable_leases: what a read returned is counted on disk.
+    pub durable: u8,
 }
 
 /// What the tables held when everything was drained.
@@ -77,6 +79,7 @@ pub struct Verdict {
     pub concurrent: Count,
     pub fence: Count,
     pub effect: Count,
+    pub count: Count,
 
     pub tried: u64,
     pub acknowledged: u64,
@@ -98,7 +101,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// The rules, by the names that the report uses.
-    pub fn counts(&self) -> [(&'static str, &Count); 7] {
+    pub fn counts(&self) -> [(&'static str, &Count); 8] {
         [
             ("lost", &self.lost),
             ("phantom", &self.phantom),
@@ -107,6 +110,7 @@ impl Verdict {
             ("concurrent", &self.concurrent),
             ("fence", &self.fence),
             ("effect", &self.effect),
+            ("count", &self.count),
         ]
     }
 
@@ -142,7 +146,7 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
     let mut verdict = Verdict::default();
     let mut checker = Checker {
         rules,
-        blows: history.blows,
+        blows: history.blows.clone(),
         ledger: tables.ledger.iter().copied().collect(),
         left: tables.left.iter().copied().collect(),
         verdict: &mut verdict,
@@ -165,7 +169,7 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
         };
         checker.message(&message);
     }
-    checker.effects(&history.sent, &history.effects_refused);
+    checker.effects(&history);
     verdict
 }
 
@@ -191,6 +195,7 @@ impl Checker<'_> {
         for (index, second) in message.delivered.iter().enumerate() {
             for first in &message.delivered[..index] {
                 self.pair(message, first, second);
+                self.counted(message, first, second);
             }
         }
         self.fences(message);
@@ -363,6 +368,21 @@ impl Checker<'_> {
         }
     }
 
+    /// With durable leases no crash makes a delivery uncounted that a client heard of.
+    fn counted(&mut self, message: &Message, first: &Delivered, second: &Delivered) {
+        let is_known = first.returned_us <= second.began_us && first.end.outcome == Outcome::Acknowledged;
+        let is_uncounted =
+            |act: &Act| matches!(act.verb, Verb::Release { .. }) && act.answer != Answer::Refused;
+        let is_failover = |blow: &BlowAt| matches!(blow.blow, Blow::Failover { .. });
+        if first.queue != self.rules.durable || !is_known || second.count > first.count {
+            return;
+        }
+        if message.acts.iter().any(is_uncounted) || self.blows.iter().any(is_failover) {
+            return;
+        }
+        self.verdict.count.add(|| format!("{:x} was not counted: {first:?}, {second:?}", message.key));
+    }
+
     /// Whether the first crash after a delivery may have made the server forget its lease before the next delivery.
     fn forgotten(&self, message: &Message, first: &Delivered, second: &Delivered) -> Option<Forgotten> {
         let is_between = |blow: &&BlowAt| blow.to_us >= first.began_us && blow.from_us <= second.returned_us;
@@ -457,9 +477,15 @@ impl Checker<'_> {
     }
 
     /// The ledger and the messages tell the same.
-    fn effects(&mut self, sent: &[Sent], refused: &[Key]) {
-        for key in refused {
-            self.verdict.effect.add(|| format!("{key:x}: the ledger had it already"));
+    fn effects(&mut self, history: &History) {
+        let sent = &history.sent;
+        for (key, at_us) in &history.effects_refused {
+            self.verdict.effect.add(|| {
+                let delivered: Vec<&Delivered> =
+                    history.delivered.iter().filter(|one| one.key == *key).collect();
+                let acts: Vec<&Act> = history.acts.iter().filter(|act| act.key == *key).collect();
+                format!("{key:x}: the ledger had it already at {at_us}: {delivered:?}, {acts:?}")
+            });
         }
         let known = |key: Key| sent.binary_search_by_key(&key, |sent| sent.key).ok().map(|index| sent[index]);
         for key in &self.ledger {

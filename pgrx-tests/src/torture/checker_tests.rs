@@ -7,7 +7,8 @@ use super::history::{Act, Answer, Blow, BlowAt, Delivered, End, History, Key, Ou
 const EXACT: u8 = 0;
 const PLAIN: u8 = 1;
 const LEASE_US: Us = 1_000_000;
-const RULES: Rules = Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT };
+const DURABLE: u8 = 2;
+const RULES: Rules = Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
 
 fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
     End { open_us, over_us, outcome }
@@ -320,11 +321,24 @@ fn effect_when_the_ledger_differs() {
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     assert_broken(&check(history.clone(), &ledger(&[]), RULES), &[("effect", 1)]);
     assert_broken(&check(history.clone(), &ledger(&[7, 8]), RULES), &[("effect", 1)]);
-    history.effects_refused.push(7);
+    history.effects_refused.push((7, 300));
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
     history.effects_refused.clear();
     history.delivered.clear();
     history.acts.clear();
     history.sent[0].end.outcome = Outcome::RolledBack;
     assert_broken(&check(history, &ledger(&[7]), RULES), &[("effect", 1)]);
+}
+
+#[test]
+fn count_when_a_durable_lease_was_not_counted() {
+    let mut history = read_at(&[100, 5_000_000]);
+    assert_clean(history.clone());
+    history.delivered.iter_mut().for_each(|one| one.queue = DURABLE);
+    assert_broken(&judged(history.clone()), &[("count", 1)]);
+    history.delivered[1].count = 2;
+    assert_clean(history.clone());
+    history.delivered[1].count = 1;
+    history.acts.push(act(7, 1, Verb::Release { delay_us: 0 }, 300));
+    assert_clean(history);
 }

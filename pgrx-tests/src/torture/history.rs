@@ -127,8 +127,8 @@ pub struct History {
     pub delivered: Vec<Delivered>,
     pub acts: Vec<Act>,
     pub blows: Vec<BlowAt>,
-    /// Keys that a unique index kept from being written twice into the ledger.
-    pub effects_refused: Vec<Key>,
+    /// Keys that a unique index kept from being written twice into the ledger, and when.
+    pub effects_refused: Vec<(Key, Us)>,
 }
 
 impl History {
@@ -207,8 +207,8 @@ impl Log {
         }
     }
 
-    pub fn effect_refused(&mut self, key: Key) {
-        self.history.effects_refused.push(key);
+    pub fn effect_refused(&mut self, key: Key, at_us: Us) {
+        self.history.effects_refused.push((key, at_us));
     }
 
     /// The savepoint at `from` was rolled back to: what came after it did not happen.
