@@ -349,6 +349,12 @@ impl Checker<'_> {
                 .add(|| format!("{key:x} was delivered twice under one lease: {first:?}, {second:?}"));
             return;
         }
+        // Twice in one answer: the first lease ran until then, whatever became of the transaction.
+        let is_one_call = (first.began_us, first.returned_us) == (second.began_us, second.returned_us);
+        if is_one_call && first.returned_us < first.began_us + first.lease_us {
+            self.verdict.doubled.add(|| format!("{key:x} came twice in one answer: {first:?}, {second:?}"));
+            return;
+        }
         let is_live = |of: &Delivered, at_us: Us| at_us < Self::live_until_us(message, of);
         let is_order_known = first.returned_us <= second.began_us;
         let is_concurrent =

@@ -193,6 +193,13 @@ fn doubled_when_twice_under_one_lease() {
 }
 
 #[test]
+fn doubled_when_twice_in_one_answer() {
+    let mut history = read_at(&[100, 100]);
+    history.delivered[0].end = end(110, 150, Outcome::RolledBack);
+    assert_broken(&judged(history), &[("doubled", 1)]);
+}
+
+#[test]
 fn concurrent_when_both_leases_run() {
     assert_broken(&judged(read_at(&[100, 500_000])), &[("doubled", 1), ("concurrent", 1)]);
     assert_clean(read_at(&[100, 100 + LEASE_US]));

@@ -55,6 +55,15 @@ fn name(queue: u8) -> &'static str {
     QUEUES[queue as usize]
 }
 
+/// A few; now and then more than the dispatcher gives at one go.
+fn quantity(actor: &mut Actor) -> u64 {
+    if actor.rng.one_in(12) {
+        600
+    } else {
+        actor.rng.between(1, 60)
+    }
+}
+
 fn ids(held: &[Held]) -> (Vec<i64>, Vec<i64>) {
     held.iter().map(|one| (one.msg_id, one.lease_id)).unzip()
 }
@@ -81,7 +90,7 @@ fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
 /// The transaction that the README promises exactly once: read, effect, strict finish.
 pub fn exactly_once(actor: &mut Actor) -> Done {
     let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
-    let quantity = actor.rng.between(1, 60);
+    let quantity = quantity(actor);
     actor.begin(level)?;
     if actor.rng.one_in(4) {
         actor.savepoint()?; // and the read within it
@@ -136,7 +145,7 @@ fn popping(actor: &mut Actor) -> Done {
 
 fn at_least_once(actor: &mut Actor) -> Done {
     let queue = if actor.rng.one_in(5) { DURABLE } else { PLAIN };
-    let quantity = actor.rng.between(1, 60);
+    let quantity = quantity(actor);
     let held = read(actor, queue, quantity, LEASE_US, 10)?;
     if held.is_empty() {
         return Ok(());
