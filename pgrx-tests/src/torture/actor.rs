@@ -12,7 +12,7 @@ use postgres::error::Severity;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
-use super::history::{Act, Answer, Delivered, End, Key, Log, Mark, Outcome, Us, Verb};
+use super::history::{Act, Answer, Delivered, EffectRefused, End, Key, Log, Mark, Outcome, Us, Verb};
 use super::rng::Rng;
 use super::world::{Seat, World};
 
@@ -64,6 +64,8 @@ pub struct Actor<'w> {
     /// Keys that the open transaction sends.
     own: Vec<Key>,
     patience_ms: u32,
+    /// What a unique index had already when the last ERROR came.
+    key_exists: Option<Key>,
     errors: BTreeMap<String, u64>,
 }
 
@@ -81,6 +83,7 @@ impl<'w> Actor<'w> {
             savepoint: None,
             own: Vec::new(),
             patience_ms: 0,
+            key_exists: None,
             errors: BTreeMap::new(),
         }
     }
@@ -295,9 +298,7 @@ impl<'w> Actor<'w> {
         }
         let severity = error.as_db_error().and_then(|error| error.parsed_severity());
         if severity == Some(Severity::Error) && !error.is_closed() {
-            if let Some(key) = key_of(error) {
-                self.log.effect_refused(key, self.world.now_us());
-            }
+            self.key_exists = key_of(error);
             return Failed::Error;
         }
         self.client = None;
@@ -463,10 +464,15 @@ impl<'w> Actor<'w> {
         Ok(held)
     }
 
-    /// A statement that writes the ledger. A key that is there already is an effect that would have happened twice.
-    pub fn effect(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)]) -> Done {
-        let returned = self.call("ledger", sql, parameters, false)?;
-        self.answered(&returned);
+    /// A statement that writes the ledger for what is held; nothing held: that itself takes and deletes.
+    pub fn effect(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], held: &[Held]) -> Done {
+        self.key_exists = None;
+        let result = self.call("ledger", sql, parameters, false);
+        if let Some(key) = self.key_exists.take() {
+            let lease_id = held.iter().find(|one| one.key == key).map(|one| one.lease_id);
+            self.log.effect_refused(EffectRefused { key, lease_id, at_us: self.world.now_us() });
+        }
+        self.answered(&result?);
         Ok(())
     }
 }

@@ -24,7 +24,9 @@
 
 use std::collections::HashSet;
 
-use super::history::{Act, Answer, Blow, BlowAt, Delivered, History, Key, Outcome, Sent, Us, Verb};
+use super::history::{
+    Act, Answer, Blow, BlowAt, Delivered, EffectRefused, History, Key, Outcome, Sent, Us, Verb,
+};
 
 /// How far the server's wall clock, by which delays are kept, may run from the monotonic one meanwhile.
 const CLOCK_SLACK_US: Us = 5_000;
@@ -127,6 +129,7 @@ struct Message<'a> {
     delivered: &'a [Delivered],
     /// By when they began.
     acts: &'a [Act],
+    refused: &'a [EffectRefused],
 }
 
 struct Checker<'a> {
@@ -142,6 +145,7 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
     history.sent.sort_by_key(|sent| sent.key);
     history.delivered.sort_by_key(|one| (one.key, one.returned_us));
     history.acts.sort_by_key(|act| (act.key, act.began_us));
+    history.refused.sort_by_key(|refused| refused.key);
     history.blows.sort_by_key(|blow| blow.from_us);
     let mut verdict = Verdict::default();
     let mut checker = Checker {
@@ -152,10 +156,12 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
         verdict: &mut verdict,
     };
     let (mut sent, mut delivered, mut acts) = (&history.sent[..], &history.delivered[..], &history.acts[..]);
+    let mut refused = &history.refused[..];
     while let Some(key) = [
         sent.first().map(|sent| sent.key),
         delivered.first().map(|one| one.key),
         acts.first().map(|act| act.key),
+        refused.first().map(|refused| refused.key),
     ]
     .into_iter()
     .flatten()
@@ -166,6 +172,7 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
             sent: split(&mut sent, |sent| sent.key == key).first(),
             delivered: split(&mut delivered, |one| one.key == key),
             acts: split(&mut acts, |act| act.key == key),
+            refused: split(&mut refused, |refused| refused.key == key),
         };
         checker.message(&message);
     }
@@ -199,6 +206,7 @@ impl Checker<'_> {
             }
         }
         self.fences(message);
+        self.effect_once(message);
         self.not_early_again(message);
     }
 
@@ -303,8 +311,8 @@ impl Checker<'_> {
         }
     }
 
-    /// When a lease can have ended at the earliest, a crash aside.
-    fn live_until_us(message: &Message, one: &Delivered) -> Us {
+    /// When a lease can have ended by itself at the earliest.
+    fn deadline_us(message: &Message, one: &Delivered) -> Us {
         let mut live_until_us = one.began_us + one.lease_us;
         for act in message.acts.iter().filter(|act| act.lease_id == one.lease_id) {
             let Verb::Extend { lease_us } = act.verb else { continue };
@@ -321,6 +329,12 @@ impl Checker<'_> {
                 live_until_us = until_us;
             }
         }
+        live_until_us
+    }
+
+    /// When a lease can have ended at the earliest, a crash aside.
+    fn live_until_us(message: &Message, one: &Delivered) -> Us {
+        let mut live_until_us = Self::deadline_us(message, one);
         for act in message.acts.iter().filter(|act| act.lease_id == one.lease_id) {
             match act.verb {
                 Verb::Finish if act.answer == Answer::Done => {
@@ -482,17 +496,22 @@ impl Checker<'_> {
         }
     }
 
+    /// Who holds a message finds it undone. (One whose lease has ended may find that another has done it.)
+    fn effect_once(&mut self, message: &Message) {
+        for refused in message.refused {
+            let of = refused.lease_id.and_then(|id| message.delivered.iter().find(|one| one.lease_id == id));
+            if of.is_some_and(|of| refused.at_us >= Self::deadline_us(message, of)) {
+                continue;
+            }
+            self.verdict.effect.add(|| {
+                format!("the ledger had it already: {refused:?}, {:?}, {:?}", message.delivered, message.acts)
+            });
+        }
+    }
+
     /// The ledger and the messages tell the same.
     fn effects(&mut self, history: &History) {
         let sent = &history.sent;
-        for (key, at_us) in &history.effects_refused {
-            self.verdict.effect.add(|| {
-                let delivered: Vec<&Delivered> =
-                    history.delivered.iter().filter(|one| one.key == *key).collect();
-                let acts: Vec<&Act> = history.acts.iter().filter(|act| act.key == *key).collect();
-                format!("{key:x}: the ledger had it already at {at_us}: {delivered:?}, {acts:?}")
-            });
-        }
         let known = |key: Key| sent.binary_search_by_key(&key, |sent| sent.key).ok().map(|index| sent[index]);
         for key in &self.ledger {
             match known(*key) {

@@ -2,7 +2,9 @@
 //! anybody.
 
 use super::checker::{check, Rules, Tables, Verdict};
-use super::history::{Act, Answer, Blow, BlowAt, Delivered, End, History, Key, Outcome, Sent, Us, Verb};
+use super::history::{
+    Act, Answer, Blow, BlowAt, Delivered, EffectRefused, End, History, Key, Outcome, Sent, Us, Verb,
+};
 
 const EXACT: u8 = 0;
 const PLAIN: u8 = 1;
@@ -328,9 +330,15 @@ fn effect_when_the_ledger_differs() {
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     assert_broken(&check(history.clone(), &ledger(&[]), RULES), &[("effect", 1)]);
     assert_broken(&check(history.clone(), &ledger(&[7, 8]), RULES), &[("effect", 1)]);
-    history.effects_refused.push((7, 300));
+    let refused = EffectRefused { key: 7, lease_id: Some(1), at_us: 300 };
+    history.refused = vec![refused];
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
-    history.effects_refused.clear();
+    // Its lease had ended: another may have done it.
+    history.refused = vec![EffectRefused { at_us: 100 + LEASE_US, ..refused }];
+    assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
+    history.refused = vec![EffectRefused { lease_id: None, at_us: 100 + LEASE_US, ..refused }];
+    assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
+    history.refused.clear();
     history.delivered.clear();
     history.acts.clear();
     history.sent[0].end.outcome = Outcome::RolledBack;

@@ -84,7 +84,7 @@ fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
     let mut held = held.to_vec();
     held.sort_by_key(|one| one.key);
     let (numbers, leases): (Vec<i64>, Vec<i64>) = held.iter().map(|one| (one.key as i64, one.lease_id)).unzip();
-    actor.effect(LEDGER, &[&numbers, &leases])
+    actor.effect(LEDGER, &[&numbers, &leases], &held)
 }
 
 /// The transaction that the README promises exactly once: read, effect, strict finish.
@@ -140,7 +140,7 @@ fn in_procedure(actor: &mut Actor) -> Done {
 
 fn popping(actor: &mut Actor) -> Done {
     let quantity = actor.rng.between(1, 20) as i64;
-    actor.effect(POP, &[&quantity])
+    actor.effect(POP, &[&quantity], &[])
 }
 
 fn at_least_once(actor: &mut Actor) -> Done {
