@@ -135,6 +135,7 @@ impl<'w> Actor<'w> {
 
     pub fn commit(&mut self) -> Done {
         let asked_us = self.world.now_us();
+        let heard_us = self.open_us.unwrap_or(asked_us);
         let result = self.execute("commit", "COMMIT");
         let over_us = self.world.now_us();
         match result {
@@ -146,7 +147,8 @@ impl<'w> Actor<'w> {
                 let failed = self.failed(&error);
                 let end = match failed {
                     Failed::Error => End { open_us: asked_us, over_us, outcome: Outcome::RolledBack },
-                    Failed::Session => End { open_us: asked_us, over_us: Us::MAX, outcome: Outcome::Unknown },
+                    // It may have been dead already, terminated between two calls, when this was asked.
+                    Failed::Session => End { open_us: heard_us, over_us: Us::MAX, outcome: Outcome::Unknown },
                 };
                 self.ended(end);
                 Err(failed)
@@ -155,9 +157,13 @@ impl<'w> Actor<'w> {
     }
 
     pub fn rollback(&mut self) -> Done {
-        let open_us = self.world.now_us();
+        let asked_us = self.world.now_us();
         let result = self.execute("rollback", "ROLLBACK");
-        let over_us = if result.is_ok() { self.world.now_us() } else { Us::MAX };
+        let (open_us, over_us) = match &result {
+            Ok(()) => (asked_us, self.world.now_us()),
+            // See commit.
+            Err(_) => (self.open_us.unwrap_or(asked_us), Us::MAX),
+        };
         self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
         result.map_err(|error| self.failed(&error))
     }
