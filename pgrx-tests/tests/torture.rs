@@ -25,6 +25,8 @@ fn torture(seconds: u64, faults: Vec<Box<dyn Fault>>, break_rule: Option<&str>) 
         senders: 4,
         consumers: 8,
         is_durable: false,
+        // Broken, it is known to leave messages behind, and that takes so long to find.
+        drain_limit: Duration::from_secs(if break_rule.is_some() { 4 } else { 15 }),
         break_rule: break_rule.map(str::to_owned),
         is_told: true,
     };

@@ -25,6 +25,7 @@ fn torture(names: &[&str]) {
         senders: 3,
         consumers: 5,
         is_durable: false,
+        drain_limit: Duration::from_secs(15),
         break_rule: None,
         is_told: true,
     };

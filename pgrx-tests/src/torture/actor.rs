@@ -12,7 +12,7 @@ use postgres::error::Severity;
 use postgres::types::ToSql;
 use postgres::{Client, Row, Statement};
 
-use super::history::{Act, Answer, Delivered, End, Key, Log, Mark, Outcome, Us, Verb};
+use super::history::{Act, Answer, Delivered, EffectRefused, End, Key, Log, Mark, Outcome, Us, Verb};
 use super::rng::Rng;
 use super::world::{Seat, World};
 
@@ -27,8 +27,8 @@ pub const DURABLE: u8 = 2;
 /// Why a call did not do what it was to.
 #[derive(Debug)]
 pub enum Failed {
-    /// An ERROR with this SQLSTATE; what was open is rolled back, the session goes on.
-    Error(String),
+    /// An ERROR; what was open is rolled back, the session goes on.
+    Error,
     /// The session is gone.
     Session,
 }
@@ -64,6 +64,8 @@ pub struct Actor<'w> {
     /// Keys that the open transaction sends.
     own: Vec<Key>,
     patience_ms: u32,
+    /// What a unique index had already when the last ERROR came.
+    key_exists: Option<Key>,
     errors: BTreeMap<String, u64>,
 }
 
@@ -81,6 +83,7 @@ impl<'w> Actor<'w> {
             savepoint: None,
             own: Vec::new(),
             patience_ms: 0,
+            key_exists: None,
             errors: BTreeMap::new(),
         }
     }
@@ -132,6 +135,7 @@ impl<'w> Actor<'w> {
 
     pub fn commit(&mut self) -> Done {
         let asked_us = self.world.now_us();
+        let heard_us = self.open_us.unwrap_or(asked_us);
         let result = self.execute("commit", "COMMIT");
         let over_us = self.world.now_us();
         match result {
@@ -142,8 +146,9 @@ impl<'w> Actor<'w> {
             Err(error) => {
                 let failed = self.failed(&error);
                 let end = match failed {
-                    Failed::Error(_) => End { open_us: asked_us, over_us, outcome: Outcome::RolledBack },
-                    Failed::Session => End { open_us: asked_us, over_us: Us::MAX, outcome: Outcome::Unknown },
+                    Failed::Error => End { open_us: asked_us, over_us, outcome: Outcome::RolledBack },
+                    // It may have been dead already, terminated between two calls, when this was asked.
+                    Failed::Session => End { open_us: heard_us, over_us: Us::MAX, outcome: Outcome::Unknown },
                 };
                 self.ended(end);
                 Err(failed)
@@ -152,9 +157,13 @@ impl<'w> Actor<'w> {
     }
 
     pub fn rollback(&mut self) -> Done {
-        let open_us = self.world.now_us();
+        let asked_us = self.world.now_us();
         let result = self.execute("rollback", "ROLLBACK");
-        let over_us = if result.is_ok() { self.world.now_us() } else { Us::MAX };
+        let (open_us, over_us) = match &result {
+            Ok(()) => (asked_us, self.world.now_us()),
+            // See commit.
+            Err(_) => (self.open_us.unwrap_or(asked_us), Us::MAX),
+        };
         self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
         result.map_err(|error| self.failed(&error))
     }
@@ -267,7 +276,7 @@ impl<'w> Actor<'w> {
         let failed = self.failed(error);
         let over_us = self.world.now_us();
         match (&failed, self.open_us) {
-            (Failed::Error(_), Some(open_us)) => {
+            (Failed::Error, Some(open_us)) => {
                 if let Some(mark) = self.savepoint.take() {
                     self.log.rolled_back_to(mark, open_us, over_us);
                     if let Err(lost) = self.plain("savepoint", "ROLLBACK TO SAVEPOINT s") {
@@ -283,7 +292,7 @@ impl<'w> Actor<'w> {
             (Failed::Session, Some(open_us)) => {
                 self.ended(End { open_us, over_us: Us::MAX, outcome: Outcome::RolledBack });
             }
-            (Failed::Error(_), None) if !commits_inside => {
+            (Failed::Error, None) if !commits_inside => {
                 self.ended(End { open_us: began_us, over_us, outcome: Outcome::RolledBack });
             }
             (_, None) => self.ended(End { open_us: began_us, over_us: Us::MAX, outcome: Outcome::Unknown }),
@@ -299,9 +308,11 @@ impl<'w> Actor<'w> {
         }
         let severity = error.as_db_error().and_then(|error| error.parsed_severity());
         if severity == Some(Severity::Error) && !error.is_closed() {
-            return Failed::Error(code);
+            self.key_exists = key_of(error);
+            return Failed::Error;
         }
         self.client = None;
+        self.world.counters.lost_sessions.fetch_add(1, Relaxed);
         Failed::Session
     }
 
@@ -336,15 +347,15 @@ impl<'w> Actor<'w> {
         keys.into_iter().map(|key| key as i64).collect()
     }
 
-    /// A statement that sends what was announced by [`Actor::keys`].
+    /// A statement that returns nothing that is logged, such as one that sends what was announced by [`Actor::keys`].
     pub fn send(&mut self, call: &'static str, sql: &'static str, parameters: &[&(dyn ToSql + Sync)]) -> Done {
         let returned = self.call(call, sql, parameters, false)?;
         self.answered(&returned);
         Ok(())
     }
 
-    /// The same where it commits in between.
-    pub fn send_and_commit(
+    /// The same where it commits in between: if it fails nobody knows how far it came.
+    pub fn committing(
         &mut self,
         call: &'static str,
         sql: &'static str,
@@ -355,9 +366,10 @@ impl<'w> Actor<'w> {
         Ok(())
     }
 
-    /// By COPY, within a transaction: outside of one the driver's `finish()` returns at CommandComplete, which the
-    /// server sends before it commits, and is no acknowledgement.
+    /// By COPY, in a transaction of its own: the answer to a COPY alone comes before its commit, and a server that dies
+    /// in between still sends it.
     pub fn copy(&mut self, sql: &str, rows: &str) -> Done {
+        self.begin("read committed")?;
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
         self.seat.opens("copy", began_us);
@@ -369,10 +381,7 @@ impl<'w> Actor<'w> {
         self.seat.closes();
         self.world.counters.calls.fetch_add(1, Relaxed);
         match result {
-            Ok(_) => {
-                self.open_us = self.open_us.map(|_| self.world.now_us());
-                Ok(())
-            }
+            Ok(_) => self.commit(),
             Err(error) => Err(self.call_failed(began_us, false, &error)),
         }
     }
@@ -465,19 +474,22 @@ impl<'w> Actor<'w> {
         Ok(held)
     }
 
-    /// A statement that writes the ledger. A key that is there already is an effect that would have happened twice.
-    pub fn effect(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], keys: &[Key]) -> Done {
-        match self.call("ledger", sql, parameters, false) {
-            Ok(returned) => {
-                self.answered(&returned);
-                Ok(())
-            }
-            Err(failed) => {
-                if matches!(&failed, Failed::Error(code) if code == "23505") {
-                    keys.iter().for_each(|key| self.log.effect_refused(*key));
-                }
-                Err(failed)
-            }
+    /// A statement that writes the ledger for what is held; nothing held: that itself takes and deletes.
+    pub fn effect(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], held: &[Held]) -> Done {
+        self.key_exists = None;
+        let result = self.call("ledger", sql, parameters, false);
+        if let Some(key) = self.key_exists.take() {
+            let lease_id = held.iter().find(|one| one.key == key).map(|one| one.lease_id);
+            self.log.effect_refused(EffectRefused { key, lease_id, at_us: self.world.now_us() });
         }
+        self.answered(&result?);
+        Ok(())
     }
+}
+
+/// The key that a unique index has already, from the detail `Key (key)=(17) already exists.`
+fn key_of(error: &postgres::Error) -> Option<Key> {
+    let error = error.as_db_error()?;
+    let detail = error.detail().filter(|_| error.code().code() == "23505")?;
+    detail.split_once(")=(")?.1.split_once(')')?.0.parse().ok()
 }

@@ -24,7 +24,9 @@
 
 use std::collections::HashSet;
 
-use super::history::{Act, Answer, Blow, BlowAt, Delivered, History, Key, Outcome, Sent, Us, Verb};
+use super::history::{
+    Act, Answer, Blow, BlowAt, Delivered, EffectRefused, History, Key, Outcome, Sent, Us, Verb,
+};
 
 /// How far the server's wall clock, by which delays are kept, may run from the monotonic one meanwhile.
 const CLOCK_SLACK_US: Us = 5_000;
@@ -40,6 +42,8 @@ pub struct Rules {
     pub flush_slack_us: Us,
     /// The queue whose finishes all write the ledger.
     pub exact: u8,
+    /// The queue with durable_leases: what a read returned is counted on disk.
+    pub durable: u8,
 }
 
 /// What the tables held when everything was drained.
@@ -77,6 +81,7 @@ pub struct Verdict {
     pub concurrent: Count,
     pub fence: Count,
     pub effect: Count,
+    pub count: Count,
 
     pub tried: u64,
     pub acknowledged: u64,
@@ -98,7 +103,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// The rules, by the names that the report uses.
-    pub fn counts(&self) -> [(&'static str, &Count); 7] {
+    pub fn counts(&self) -> [(&'static str, &Count); 8] {
         [
             ("lost", &self.lost),
             ("phantom", &self.phantom),
@@ -107,6 +112,7 @@ impl Verdict {
             ("concurrent", &self.concurrent),
             ("fence", &self.fence),
             ("effect", &self.effect),
+            ("count", &self.count),
         ]
     }
 
@@ -123,6 +129,7 @@ struct Message<'a> {
     delivered: &'a [Delivered],
     /// By when they began.
     acts: &'a [Act],
+    refused: &'a [EffectRefused],
 }
 
 struct Checker<'a> {
@@ -138,20 +145,23 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
     history.sent.sort_by_key(|sent| sent.key);
     history.delivered.sort_by_key(|one| (one.key, one.returned_us));
     history.acts.sort_by_key(|act| (act.key, act.began_us));
+    history.refused.sort_by_key(|refused| refused.key);
     history.blows.sort_by_key(|blow| blow.from_us);
     let mut verdict = Verdict::default();
     let mut checker = Checker {
         rules,
-        blows: history.blows,
+        blows: history.blows.clone(),
         ledger: tables.ledger.iter().copied().collect(),
         left: tables.left.iter().copied().collect(),
         verdict: &mut verdict,
     };
     let (mut sent, mut delivered, mut acts) = (&history.sent[..], &history.delivered[..], &history.acts[..]);
+    let mut refused = &history.refused[..];
     while let Some(key) = [
         sent.first().map(|sent| sent.key),
         delivered.first().map(|one| one.key),
         acts.first().map(|act| act.key),
+        refused.first().map(|refused| refused.key),
     ]
     .into_iter()
     .flatten()
@@ -162,10 +172,11 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
             sent: split(&mut sent, |sent| sent.key == key).first(),
             delivered: split(&mut delivered, |one| one.key == key),
             acts: split(&mut acts, |act| act.key == key),
+            refused: split(&mut refused, |refused| refused.key == key),
         };
         checker.message(&message);
     }
-    checker.effects(&history.sent, &history.effects_refused);
+    checker.effects(&history);
     verdict
 }
 
@@ -191,9 +202,11 @@ impl Checker<'_> {
         for (index, second) in message.delivered.iter().enumerate() {
             for first in &message.delivered[..index] {
                 self.pair(message, first, second);
+                self.counted(message, first, second);
             }
         }
         self.fences(message);
+        self.effect_once(message);
         self.not_early_again(message);
     }
 
@@ -298,8 +311,8 @@ impl Checker<'_> {
         }
     }
 
-    /// When a lease can have ended at the earliest, a crash aside.
-    fn live_until_us(message: &Message, one: &Delivered) -> Us {
+    /// When a lease can have ended by itself at the earliest.
+    fn deadline_us(message: &Message, one: &Delivered) -> Us {
         let mut live_until_us = one.began_us + one.lease_us;
         for act in message.acts.iter().filter(|act| act.lease_id == one.lease_id) {
             let Verb::Extend { lease_us } = act.verb else { continue };
@@ -316,6 +329,12 @@ impl Checker<'_> {
                 live_until_us = until_us;
             }
         }
+        live_until_us
+    }
+
+    /// When a lease can have ended at the earliest, a crash aside.
+    fn live_until_us(message: &Message, one: &Delivered) -> Us {
+        let mut live_until_us = Self::deadline_us(message, one);
         for act in message.acts.iter().filter(|act| act.lease_id == one.lease_id) {
             match act.verb {
                 Verb::Finish if act.answer == Answer::Done => {
@@ -344,6 +363,12 @@ impl Checker<'_> {
                 .add(|| format!("{key:x} was delivered twice under one lease: {first:?}, {second:?}"));
             return;
         }
+        // Twice in one answer: the first lease ran until then, whatever became of the transaction.
+        let is_one_call = (first.began_us, first.returned_us) == (second.began_us, second.returned_us);
+        if is_one_call && first.returned_us < first.began_us + first.lease_us {
+            self.verdict.doubled.add(|| format!("{key:x} came twice in one answer: {first:?}, {second:?}"));
+            return;
+        }
         let is_live = |of: &Delivered, at_us: Us| at_us < Self::live_until_us(message, of);
         let is_order_known = first.returned_us <= second.began_us;
         let is_concurrent =
@@ -361,6 +386,21 @@ impl Checker<'_> {
                 self.verdict.doubled.add(example);
             }
         }
+    }
+
+    /// With durable leases no crash makes a delivery uncounted that a client heard of.
+    fn counted(&mut self, message: &Message, first: &Delivered, second: &Delivered) {
+        let is_known = first.returned_us <= second.began_us && first.end.outcome == Outcome::Acknowledged;
+        let is_uncounted =
+            |act: &Act| matches!(act.verb, Verb::Release { .. }) && act.answer != Answer::Refused;
+        let is_failover = |blow: &BlowAt| matches!(blow.blow, Blow::Failover { .. });
+        if first.queue != self.rules.durable || !is_known || second.count > first.count {
+            return;
+        }
+        if message.acts.iter().any(is_uncounted) || self.blows.iter().any(is_failover) {
+            return;
+        }
+        self.verdict.count.add(|| format!("{:x} was not counted: {first:?}, {second:?}", message.key));
     }
 
     /// Whether the first crash after a delivery may have made the server forget its lease before the next delivery.
@@ -456,11 +496,22 @@ impl Checker<'_> {
         }
     }
 
-    /// The ledger and the messages tell the same.
-    fn effects(&mut self, sent: &[Sent], refused: &[Key]) {
-        for key in refused {
-            self.verdict.effect.add(|| format!("{key:x}: the ledger had it already"));
+    /// Who holds a message finds it undone. (One whose lease has ended may find that another has done it.)
+    fn effect_once(&mut self, message: &Message) {
+        for refused in message.refused {
+            let of = refused.lease_id.and_then(|id| message.delivered.iter().find(|one| one.lease_id == id));
+            if of.is_some_and(|of| refused.at_us >= Self::deadline_us(message, of)) {
+                continue;
+            }
+            self.verdict.effect.add(|| {
+                format!("the ledger had it already: {refused:?}, {:?}, {:?}", message.delivered, message.acts)
+            });
         }
+    }
+
+    /// The ledger and the messages tell the same.
+    fn effects(&mut self, history: &History) {
+        let sent = &history.sent;
         let known = |key: Key| sent.binary_search_by_key(&key, |sent| sent.key).ok().map(|index| sent[index]);
         for key in &self.ledger {
             match known(*key) {

@@ -2,12 +2,15 @@
 //! anybody.
 
 use super::checker::{check, Rules, Tables, Verdict};
-use super::history::{Act, Answer, Blow, BlowAt, Delivered, End, History, Key, Outcome, Sent, Us, Verb};
+use super::history::{
+    Act, Answer, Blow, BlowAt, Delivered, EffectRefused, End, History, Key, Outcome, Sent, Us, Verb,
+};
 
 const EXACT: u8 = 0;
 const PLAIN: u8 = 1;
 const LEASE_US: Us = 1_000_000;
-const RULES: Rules = Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT };
+const DURABLE: u8 = 2;
+const RULES: Rules = Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
 
 fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
     End { open_us, over_us, outcome }
@@ -192,6 +195,13 @@ fn doubled_when_twice_under_one_lease() {
 }
 
 #[test]
+fn doubled_when_twice_in_one_answer() {
+    let mut history = read_at(&[100, 100]);
+    history.delivered[0].end = end(110, 150, Outcome::RolledBack);
+    assert_broken(&judged(history), &[("doubled", 1)]);
+}
+
+#[test]
 fn concurrent_when_both_leases_run() {
     assert_broken(&judged(read_at(&[100, 500_000])), &[("doubled", 1), ("concurrent", 1)]);
     assert_clean(read_at(&[100, 100 + LEASE_US]));
@@ -320,11 +330,30 @@ fn effect_when_the_ledger_differs() {
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     assert_broken(&check(history.clone(), &ledger(&[]), RULES), &[("effect", 1)]);
     assert_broken(&check(history.clone(), &ledger(&[7, 8]), RULES), &[("effect", 1)]);
-    history.effects_refused.push(7);
+    let refused = EffectRefused { key: 7, lease_id: Some(1), at_us: 300 };
+    history.refused = vec![refused];
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
-    history.effects_refused.clear();
+    // Its lease had ended: another may have done it.
+    history.refused = vec![EffectRefused { at_us: 100 + LEASE_US, ..refused }];
+    assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
+    history.refused = vec![EffectRefused { lease_id: None, at_us: 100 + LEASE_US, ..refused }];
+    assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
+    history.refused.clear();
     history.delivered.clear();
     history.acts.clear();
     history.sent[0].end.outcome = Outcome::RolledBack;
     assert_broken(&check(history, &ledger(&[7]), RULES), &[("effect", 1)]);
+}
+
+#[test]
+fn count_when_a_durable_lease_was_not_counted() {
+    let mut history = read_at(&[100, 5_000_000]);
+    assert_clean(history.clone());
+    history.delivered.iter_mut().for_each(|one| one.queue = DURABLE);
+    assert_broken(&judged(history.clone()), &[("count", 1)]);
+    history.delivered[1].count = 2;
+    assert_clean(history.clone());
+    history.delivered[1].count = 1;
+    history.acts.push(act(7, 1, Verb::Release { delay_us: 0 }, 300));
+    assert_clean(history);
 }

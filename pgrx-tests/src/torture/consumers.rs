@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::actor::{Actor, Done, Failed, Held, DURABLE, EXACT, PLAIN, QUEUES};
 use super::history::{Us, Verb};
+use super::senders;
 
 /// What the queues have as their visibility_timeout.
 pub const LEASE_US: Us = 2_000_000;
@@ -35,7 +36,7 @@ const LEVELS: [&str; 5] =
 
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {
-    match actor.rng.below(24) {
+    match actor.rng.below(25) {
         0..=9 => exactly_once(actor),
         10 => rolled_back(actor),
         11 => in_procedure(actor),
@@ -45,12 +46,22 @@ pub fn work(actor: &mut Actor) -> Done {
         19 => given_back(actor),
         20 => prolonged(actor),
         21 => too_late(actor),
+        22 => own(actor),
         _ => any(actor),
     }
 }
 
 fn name(queue: u8) -> &'static str {
     QUEUES[queue as usize]
+}
+
+/// A few; now and then more than the dispatcher gives at one go.
+fn quantity(actor: &mut Actor) -> u64 {
+    if actor.rng.one_in(12) {
+        600
+    } else {
+        actor.rng.between(1, 60)
+    }
 }
 
 fn ids(held: &[Held]) -> (Vec<i64>, Vec<i64>) {
@@ -72,15 +83,14 @@ fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
     // In one order, so that two who have the same messages do not wait for each other.
     let mut held = held.to_vec();
     held.sort_by_key(|one| one.key);
-    let keys: Vec<u64> = held.iter().map(|one| one.key).collect();
     let (numbers, leases): (Vec<i64>, Vec<i64>) = held.iter().map(|one| (one.key as i64, one.lease_id)).unzip();
-    actor.effect(LEDGER, &[&numbers, &leases], &keys)
+    actor.effect(LEDGER, &[&numbers, &leases], &held)
 }
 
 /// The transaction that the README promises exactly once: read, effect, strict finish.
 pub fn exactly_once(actor: &mut Actor) -> Done {
     let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
-    let quantity = actor.rng.between(1, 60);
+    let quantity = quantity(actor);
     actor.begin(level)?;
     if actor.rng.one_in(4) {
         actor.savepoint()?; // and the read within it
@@ -124,8 +134,8 @@ fn rolled_back(actor: &mut Actor) -> Done {
 }
 
 fn in_procedure(actor: &mut Actor) -> Done {
-    // Not logged as sends: nothing is announced. What it does is in the ledger.
-    actor.send_and_commit("consume_committing", CONSUME_COMMITTING, &[&10_i64])
+    // Nothing of it is logged: what it did is in the ledger.
+    actor.committing("consume_committing", CONSUME_COMMITTING, &[&10_i64])
 }
 
 fn popping(actor: &mut Actor) -> Done {
@@ -135,7 +145,7 @@ fn popping(actor: &mut Actor) -> Done {
 
 fn at_least_once(actor: &mut Actor) -> Done {
     let queue = if actor.rng.one_in(5) { DURABLE } else { PLAIN };
-    let quantity = actor.rng.between(1, 60);
+    let quantity = quantity(actor);
     let held = read(actor, queue, quantity, LEASE_US, 10)?;
     if held.is_empty() {
         return Ok(());
@@ -225,7 +235,7 @@ fn too_late(actor: &mut Actor) -> Done {
         }
         std::thread::sleep(Duration::from_micros(lease_us + actor.rng.below(lease_us)));
         match finish(actor, queue, &held, if is_exact { DELETE_STRICTLY } else { DELETE }) {
-            Err(Failed::Error(_)) => return Ok(()), // refused, as it should be
+            Err(Failed::Error) => return Ok(()), // refused, as it should be
             other => other?,
         };
     }
@@ -235,12 +245,28 @@ fn too_late(actor: &mut Actor) -> Done {
     Ok(())
 }
 
-/// From several queues; the exact ones are given back.
+/// Sends and reads in one transaction: what others sent comes first, then its own.
+fn own(actor: &mut Actor) -> Done {
+    actor.begin("read committed")?;
+    let key = actor.keys(PLAIN, 1, 0)[0];
+    actor.send("send", senders::SEND, &[&name(PLAIN), &key])?;
+    let quantity = actor.rng.between(1, 20);
+    let held = read(actor, PLAIN, quantity, LEASE_US, 0)?;
+    if !held.is_empty() && actor.rng.one_in(2) {
+        finish(actor, PLAIN, &held, DELETE)?;
+    }
+    if actor.rng.one_in(4) {
+        actor.rollback()
+    } else {
+        actor.commit()
+    }
+}
+
+/// From several queues at once.
 fn any(actor: &mut Actor) -> Done {
     let names = [name(PLAIN), name(DURABLE)];
     let quantity = actor.rng.between(1, 20) as i64;
     let held = actor.read("read_any", READ_ANY, &[&&names[..], &quantity, &20_i64], LEASE_US)?;
-    // Messages of either queue: what is not in the one is in the other.
     for queue in [PLAIN, DURABLE] {
         let of_queue: Vec<Held> = held.iter().filter(|one| one.queue == queue).copied().collect();
         if !of_queue.is_empty() {

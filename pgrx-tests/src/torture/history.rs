@@ -100,6 +100,16 @@ pub struct Act {
     pub end: End,
 }
 
+/// A unique index kept a key from being written twice into the ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct EffectRefused {
+    pub key: Key,
+    /// Under which lease; None: the statement itself had just taken and deleted the message.
+    pub lease_id: Option<i64>,
+    /// When the client heard of it.
+    pub at_us: Us,
+}
+
 /// What befell the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
@@ -127,8 +137,7 @@ pub struct History {
     pub delivered: Vec<Delivered>,
     pub acts: Vec<Act>,
     pub blows: Vec<BlowAt>,
-    /// Keys that a unique index kept from being written twice into the ledger.
-    pub effects_refused: Vec<Key>,
+    pub refused: Vec<EffectRefused>,
 }
 
 impl History {
@@ -137,7 +146,7 @@ impl History {
         self.delivered.append(&mut other.delivered);
         self.acts.append(&mut other.acts);
         self.blows.append(&mut other.blows);
-        self.effects_refused.append(&mut other.effects_refused);
+        self.refused.append(&mut other.refused);
     }
 }
 
@@ -207,8 +216,8 @@ impl Log {
         }
     }
 
-    pub fn effect_refused(&mut self, key: Key) {
-        self.history.effects_refused.push(key);
+    pub fn effect_refused(&mut self, refused: EffectRefused) {
+        self.history.refused.push(refused);
     }
 
     /// The savepoint at `from` was rolled back to: what came after it did not happen.

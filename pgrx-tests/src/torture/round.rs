@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use postgres::Client;
 
-use super::actor::{Actor, EXACT, QUEUES};
+use super::actor::{Actor, DURABLE, EXACT, QUEUES};
 use super::checker::{self, Rules, Tables, Verdict};
 use super::faults::{self, Fault, Struck};
 use super::history::{Blow, Key, Us};
@@ -26,8 +26,6 @@ const SENT_BETWEEN: u64 = 200;
 const DELIVERED_BETWEEN: u64 = 100;
 /// So long without any of that, and the system hangs.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
-/// At the end: no lease, delay or backoff lasts nearly as long.
-const DRAIN_LIMIT: Duration = Duration::from_secs(8);
 /// No call of a client takes as long.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// A fault that has not struck yet when the time is over is tried so often.
@@ -46,6 +44,8 @@ pub struct Plan {
     pub consumers: u32,
     /// Leave fsync on. No fault here needs it: what a killed process has written is in the kernel.
     pub is_durable: bool,
+    /// At the end: without a message for so long there comes none. No lease, delay or backoff here is over two seconds.
+    pub drain_limit: Duration,
     /// Break this rule of the engine, in a build that can (`pg_queue.break_rule`).
     pub break_rule: Option<String>,
     /// Say what happens as it does.
@@ -180,7 +180,12 @@ impl Round<'_> {
         self.drain(&rng)?;
         let drained_in = drain_begun.elapsed();
         let tables = self.tables()?;
-        let rules = Rules { flush_us: FLUSH_MS * 1_000, flush_slack_us: FLUSH_SLACK_US, exact: EXACT };
+        let rules = Rules {
+            flush_us: FLUSH_MS * 1_000,
+            flush_slack_us: FLUSH_SLACK_US,
+            exact: EXACT,
+            durable: DURABLE,
+        };
         let verdict = checker::check(self.world.history(), &tables, rules);
         self.look_at_log();
         self.look_at_errors();
@@ -280,7 +285,7 @@ impl Round<'_> {
         self.world.reopen();
         let mut actor = Actor::new(self.world, "drain", true, rng.fork(2_000));
         let mut client = self.world.admin()?;
-        let mut last = Instant::now();
+        let (mut last, limit) = (Instant::now(), self.plan.drain_limit);
         loop {
             let mut finished = 0;
             for queue in 0..QUEUES.len() as u8 {
@@ -292,12 +297,9 @@ impl Round<'_> {
                 last = Instant::now();
             } else if rows(&mut client)? == 0 {
                 break;
-            } else if last.elapsed() > DRAIN_LIMIT {
-                let left = format!(
-                    "{} messages were not delivered in {} s",
-                    rows(&mut client)?,
-                    DRAIN_LIMIT.as_secs()
-                );
+            } else if last.elapsed() > limit {
+                let left =
+                    format!("{} messages were not delivered in {} s", rows(&mut client)?, limit.as_secs());
                 self.failures.push(left);
                 break;
             }

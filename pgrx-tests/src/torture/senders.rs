@@ -14,7 +14,7 @@ const DELAY_MS_MAX: u64 = 1_500;
 /// Subtransactions within each other.
 const DEPTH: usize = 100;
 
-const SEND: &str = "SELECT queue_send($1, jsonb_build_object('k', $2::int8))";
+pub const SEND: &str = "SELECT queue_send($1, jsonb_build_object('k', $2::int8))";
 const SEND_LATER: &str =
     "SELECT queue_send($1, jsonb_build_object('k', $2::int8), delay => $3::int8 * interval '1 us')";
 const SEND_BATCH: &str = "SELECT count(*) FROM queue_send_batch($1, \
@@ -109,7 +109,7 @@ fn deep(actor: &mut Actor, queue: u8) -> Done {
 
 fn committing(actor: &mut Actor, queue: u8) -> Done {
     let keys = actor.keys(queue, 5, 0);
-    actor.send_and_commit("send_committing", SEND_COMMITTING, &[&name(queue), &keys])
+    actor.committing("send_committing", SEND_COMMITTING, &[&name(queue), &keys])
 }
 
 fn insert(actor: &mut Actor) -> Done {
@@ -125,7 +125,5 @@ fn copy(actor: &mut Actor) -> Done {
     for key in actor.keys(queue, 50, 0) {
         let _ = writeln!(rows, "{{\"k\": {key}}}"); // a String takes everything
     }
-    actor.begin("read committed")?;
-    actor.copy(&format!("COPY queue.{} (message) FROM STDIN", name(queue)), &rows)?;
-    actor.commit()
+    actor.copy(&format!("COPY queue.{} (message) FROM STDIN", name(queue)), &rows)
 }

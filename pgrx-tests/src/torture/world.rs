@@ -63,6 +63,8 @@ pub struct Counters {
     /// Calls that a timeout or a cancel ended.
     pub cut_off: AtomicU64,
     pub reconnects: AtomicU64,
+    /// Sessions that ended in the midst of a call.
+    pub lost_sessions: AtomicU64,
     /// Messages in the tables, when somebody last looked.
     pub backlog: AtomicU64,
     /// How often a fault made the postmaster restart everything.

@@ -64,6 +64,7 @@ pub fn run(options: &Options) -> Result<bool> {
             senders: options.senders,
             consumers: options.consumers,
             is_durable: options.fsync,
+            drain_limit: Duration::from_secs(15),
             break_rule: None,
             is_told: true,
         },

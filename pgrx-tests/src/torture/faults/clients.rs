@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
-use super::{catch, Fault, Proof, Struck};
+use super::{catch, cut_off_since, Fault, Proof, Struck};
 use crate::processes;
 use crate::torture::consumers::LEASE_US;
 use crate::torture::rng::Rng;
@@ -28,7 +28,7 @@ impl Fault for Terminate {
     fn strike(&mut self, world: &World, rng: &mut Rng) -> Result<Struck> {
         let Some(open) = catch(world, 1, |_| true) else { return Ok(Struck::idle()) };
         let mut client = world.admin()?;
-        let from_us = world.now_us();
+        let (from_us, lost_before) = (world.now_us(), world.counters.lost_sessions.load(Relaxed));
         let mut pids = Vec::new();
         for _ in 0..rng.between(1, 3) {
             pids.extend(rng.pick(&open).map(|open| open.pid));
@@ -40,7 +40,8 @@ impl Fault for Terminate {
                 return Ok(Struck::Missed(format!("backend {pid} did not end")));
             }
         }
-        let seen = format!("backends {pids:?} ended");
+        let Some(cut_off) = cut_off_since(world, lost_before) else { return Ok(Struck::unnoticed()) };
+        let seen = format!("backends {pids:?} ended, {cut_off} calls cut off");
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls: open.len(), seen }))
     }
 }

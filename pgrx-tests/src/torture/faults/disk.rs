@@ -35,10 +35,11 @@ fn no_disk(world: &World, disk: Disk) -> Option<String> {
 }
 
 /// Where nothing can be mounted the fault is skipped, and says why.
-fn with_disk(options: ClusterOptions, disk: Disk, mebibytes: u32) -> ClusterOptions {
-    match mounting_refused() {
-        None => options.disk(disk, mebibytes),
-        Some(_) => options,
+fn with_disk(options: ClusterOptions, disk: Disk) -> ClusterOptions {
+    match (mounting_refused(), disk) {
+        (Some(_), _) => options,
+        (None, Disk::Wal) => options.disk(disk, WAL_MIB).set("max_wal_size", "16MB").set("min_wal_size", "2MB"),
+        (None, Disk::Tables) => options.disk(disk, TABLES_MIB),
     }
 }
 
@@ -55,7 +56,7 @@ impl Fault for WalFull {
     }
 
     fn cluster(&self, options: ClusterOptions) -> ClusterOptions {
-        with_disk(options, Disk::Wal, WAL_MIB).set("max_wal_size", "16MB").set("min_wal_size", "2MB")
+        with_disk(options, Disk::Wal)
     }
 
     fn skipped(&self, world: &World) -> Option<String> {
@@ -143,7 +144,7 @@ impl Fault for TablesFull {
     }
 
     fn cluster(&self, options: ClusterOptions) -> ClusterOptions {
-        with_disk(options, Disk::Tables, TABLES_MIB)
+        with_disk(options, Disk::Tables)
     }
 
     fn skipped(&self, world: &World) -> Option<String> {

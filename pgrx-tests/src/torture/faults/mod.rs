@@ -14,6 +14,7 @@ mod room;
 mod server;
 mod standby;
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{bail, Result};
@@ -56,6 +57,11 @@ impl Struck {
     /// There was no call to strike at.
     pub fn idle() -> Self {
         Self::Missed("no call was open".to_owned())
+    }
+
+    /// It struck, and no client noticed.
+    pub fn unnoticed() -> Self {
+        Self::Missed("no call was cut off".to_owned())
     }
 }
 
@@ -134,6 +140,13 @@ pub fn catch(world: &World, least: usize, is_wanted: impl Fn(&Open) -> bool) -> 
     poll(CATCH_LIMIT, || {
         let open: Vec<Open> = world.open_calls().into_iter().filter(|open| is_wanted(open)).collect();
         (open.len() >= least).then_some(open)
+    })
+}
+
+/// How many sessions have ended in the midst of a call since there were `before` of those; None: nobody noticed.
+fn cut_off_since(world: &World, before: u64) -> Option<u64> {
+    poll(CATCH_LIMIT, || {
+        Some(world.counters.lost_sessions.load(Relaxed) - before).filter(|sessions| *sessions > 0)
     })
 }
 

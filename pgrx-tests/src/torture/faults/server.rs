@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result};
 
-use super::{catch, Fault, Proof, Struck};
+use super::{catch, cut_off_since, Fault, Proof, Struck};
 use crate::torture::history::Blow;
 use crate::torture::rng::Rng;
 use crate::torture::world::World;
@@ -49,7 +49,7 @@ impl Fault for Whole {
         let Some(open) = catch(world, OPEN_MIN, |_| true) else { return Ok(Struck::idle()) };
         let cluster = world.cluster();
         let before = cluster.postmaster_pid()?;
-        let from_us = world.now_us();
+        let (from_us, lost_before) = (world.now_us(), world.counters.lost_sessions.load(Relaxed));
         match self.0 {
             Down::KillPostmaster => cluster.kill_postmaster()?,
             Down::KillAll => cluster.kill_all()?,
@@ -58,7 +58,8 @@ impl Fault for Whole {
         cluster.start()?;
         let after = cluster.postmaster_pid()?;
         world.befell(Blow::Crash, from_us);
-        let seen = format!("postmaster {before} -> {after}");
+        let Some(cut_off) = cut_off_since(world, lost_before) else { return Ok(Struck::unnoticed()) };
+        let seen = format!("postmaster {before} -> {after}, {cut_off} calls cut off");
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls: open.len(), seen }))
     }
 }
@@ -100,12 +101,12 @@ impl Fault for Kill {
         let Some(open) = catch(world, OPEN_MIN, |_| true) else { return Ok(Struck::idle()) };
         let chosen = rng.pick(&open).context("what was caught is not empty")?;
         let (pid, what) = match found {
-            Some(pid) => (pid, "it slept or worked"),
+            Some(pid) => (pid, "no client"),
             None => (chosen.pid, chosen.call),
         };
         let cluster = world.cluster();
         let logged = std::fs::metadata(cluster.log_path()).context("cannot look at the log")?.len();
-        let from_us = world.now_us();
+        let (from_us, lost_before) = (world.now_us(), world.counters.lost_sessions.load(Relaxed));
         cluster.kill_backend(pid)?;
         world.befell(Blow::Crash, from_us);
         world.counters.crashes_caused.fetch_add(1, Relaxed);
@@ -114,7 +115,8 @@ impl Fault for Kill {
         if !is_told {
             return Ok(Struck::Missed(format!("the log does not say that {pid} was killed")));
         }
-        let seen = format!("process {pid} killed ({what}), all others with it");
+        let Some(cut_off) = cut_off_since(world, lost_before) else { return Ok(Struck::unnoticed()) };
+        let seen = format!("process {pid} killed ({what}), {cut_off} calls cut off");
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls, seen }))
     }
 }
