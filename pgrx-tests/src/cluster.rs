@@ -416,6 +416,10 @@ impl Cluster {
         let mut child = lock(&self.postmaster).take().ok_or_else(|| anyhow!("the server does not run"))?;
         // Stopped, the postmaster starts no child that we would not know of.
         processes::send(child.id(), Signal::SIGSTOP)?;
+        // The signal is sent, not yet obeyed: until it is, one more child may come.
+        if poll(STOP_LIMIT, || processes::is_stopped(child.id()).then_some(())).is_none() {
+            bail!("the postmaster did not stop for SIGSTOP within {} s", STOP_LIMIT.as_secs());
+        }
         let children = processes::descendants(child.id());
         child.kill().context("cannot kill the postmaster")?;
         if children_too {

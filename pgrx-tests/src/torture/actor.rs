@@ -135,7 +135,8 @@ impl<'w> Actor<'w> {
 
     pub fn commit(&mut self) -> Done {
         let asked_us = self.world.now_us();
-        let heard_us = self.open_us.unwrap_or(asked_us);
+        // A session that was ended while it was idle is found out only now: it is sure of no more than its last answer.
+        let answered_us = self.open_us.unwrap_or(asked_us);
         let result = self.execute("commit", "COMMIT");
         let over_us = self.world.now_us();
         match result {
@@ -147,8 +148,9 @@ impl<'w> Actor<'w> {
                 let failed = self.failed(&error);
                 let end = match failed {
                     Failed::Error => End { open_us: asked_us, over_us, outcome: Outcome::RolledBack },
-                    // It may have been dead already, terminated between two calls, when this was asked.
-                    Failed::Session => End { open_us: heard_us, over_us: Us::MAX, outcome: Outcome::Unknown },
+                    Failed::Session => {
+                        End { open_us: answered_us, over_us: Us::MAX, outcome: Outcome::Unknown }
+                    }
                 };
                 self.ended(end);
                 Err(failed)
@@ -158,12 +160,10 @@ impl<'w> Actor<'w> {
 
     pub fn rollback(&mut self) -> Done {
         let asked_us = self.world.now_us();
+        let answered_us = self.open_us.unwrap_or(asked_us);
         let result = self.execute("rollback", "ROLLBACK");
-        let (open_us, over_us) = match &result {
-            Ok(()) => (asked_us, self.world.now_us()),
-            // See commit.
-            Err(_) => (self.open_us.unwrap_or(asked_us), Us::MAX),
-        };
+        let (open_us, over_us) =
+            if result.is_ok() { (asked_us, self.world.now_us()) } else { (answered_us, Us::MAX) };
         self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
         result.map_err(|error| self.failed(&error))
     }
@@ -226,19 +226,15 @@ impl<'w> Actor<'w> {
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
         self.seat.opens(call, began_us);
-        let result = match (self.world.parameter_types(sql), self.statements.get(sql)) {
-            // Through a pooler nothing that was prepared is there the next time.
-            (Ok(Some(types)), _) => {
-                let typed: Vec<_> = parameters.iter().copied().zip(types).collect();
-                client.query_typed(sql, &typed)
-            }
-            (_, Some(statement)) => client.query(statement, parameters),
-            (_, None) => client.prepare(sql).and_then(|statement| {
-                let rows = client.query(&statement, parameters);
-                self.statements.insert(sql, statement);
-                rows
-            }),
+        let statement = match self.statements.get(sql) {
+            Some(statement) => Ok(statement.clone()),
+            None => client.prepare(sql),
         };
+        let result = statement.and_then(|statement| {
+            let rows = client.query(&statement, parameters);
+            self.statements.insert(sql, statement);
+            rows
+        });
         self.seat.closes();
         self.world.counters.calls.fetch_add(1, Relaxed);
         let returned_us = self.world.now_us();
@@ -366,8 +362,8 @@ impl<'w> Actor<'w> {
         Ok(())
     }
 
-    /// By COPY, in a transaction of its own: the answer to a COPY alone comes before its commit, and a server that dies
-    /// in between still sends it.
+    /// By COPY, in a transaction of its own: the answer to a COPY alone comes before its commit (the client library does
+    /// not wait for more), and a server that dies in between still sends it.
     pub fn copy(&mut self, sql: &str, rows: &str) -> Done {
         self.begin("read committed")?;
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
@@ -381,7 +377,11 @@ impl<'w> Actor<'w> {
         self.seat.closes();
         self.world.counters.calls.fetch_add(1, Relaxed);
         match result {
-            Ok(_) => self.commit(),
+            Ok(_) => {
+                // A cancel may come after the answer, and then COMMIT would roll back without a word.
+                self.plain("copy", "SELECT")?;
+                self.commit()
+            }
             Err(error) => Err(self.call_failed(began_us, false, &error)),
         }
     }

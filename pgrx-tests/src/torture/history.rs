@@ -28,8 +28,8 @@ pub enum Outcome {
 /// When something ended, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
-    /// Until then the transaction was surely open: when its end was asked for, or else when the last answer within it
-    /// came.
+    /// Until then the transaction was surely open: when its end was asked for, if that was answered, or else when the
+    /// last answer within it came.
     pub open_us: Us,
     /// From then on it was surely over, if the outcome is known.
     pub over_us: Us,
