@@ -136,7 +136,7 @@ fn table_that_its_owner_turns_into_a_view_is_no_queue_to_the_worker() {
             &mut client,
             &format!(
                 "SELECT string_agg(format('%s::%s AS %I', CASE attname WHEN 'msg_id' THEN 'evil.deed(''view'')' \
-                 WHEN 'expires_at' THEN 'now() + evil.deed(''view'') * interval ''1 s''' ELSE 'NULL' END, \
+                 WHEN 'expires_at' THEN '(now() + evil.deed(''view'') * interval ''1 s'')' ELSE 'NULL' END, \
                  atttypid::regtype, attname), ', ' ORDER BY attnum) FROM pg_attribute \
                  WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped"
             ),
