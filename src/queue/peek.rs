@@ -93,28 +93,24 @@ pub fn queue_peek(args: &Args, rows: &mut Rows) -> Result<()> {
 }
 
 /// What the dispatcher will hear of a message of this transaction's own.
-fn own_view(own: Local) -> Option<View> {
-    match own.state {
-        overlay::State::Leased { lease_id, until_us, .. } => Some(View {
-            state: State::Leased,
-            count: own.row.count,
-            lease_id,
-            deadline_us: until_us,
-            leased_at_us: 0,
-            pid: latch::my_pid(),
-        }),
-        _ => None,
-    }
+fn own_view(own: Local, now: Now) -> Option<View> {
+    let (state, lease_id, deadline_us) = match own.state {
+        overlay::State::Leased { lease_id, until_us, .. } => (State::Leased, lease_id, until_us),
+        // A read of it that was undone counts, and its row does not say so.
+        overlay::State::Waiting => (State::Ready, 0, own.row.due_us(now).unwrap_or(now.mono_us)),
+        overlay::State::Gone => return None,
+    };
+    Some(View { state, count: own.row.count, lease_id, deadline_us, leased_at_us: 0, pid: latch::my_pid() })
 }
 
 fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Rows) -> Result<bool> {
     let row = row_of(record);
+    let now = clock::now();
     let view = match journal::own_view(queue.relation, row.msg_id) {
-        Some(own) => own_view(own),
+        Some(own) => own_view(own, now),
         None if xact::is_standby() => None,
         None => queue.with(|arena, at, _, _| arena.view(at, row.msg_id))?,
     };
-    let now = clock::now();
     let state = state_of(queue, view, record, now);
     if wanted.is_some_and(|wanted| wanted != state) {
         return Ok(false);

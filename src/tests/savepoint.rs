@@ -54,6 +54,17 @@ mod tests {
     }
 
     #[pg_test]
+    fn peek_after_a_read_undone_shows_that_it_counted() {
+        run("SELECT queue_create('q', max_deliveries => 2)");
+        run("SELECT queue_send('q', '1')");
+        let look = "SELECT state, delivery_count FROM queue_peek('q')";
+        undone("PERFORM * FROM queue_read('q');");
+        assert_eq!(rows(look), [json!({"state": "ready", "delivery_count": 1})]);
+        undone("PERFORM * FROM queue_read('q');");
+        assert_eq!(rows(look), [json!({"state": "exhausted", "delivery_count": 2})]);
+    }
+
+    #[pg_test]
     fn read_undone_loses_its_lease() {
         run("SELECT queue_create('q')");
         run("SELECT queue_send('q', '1')");
