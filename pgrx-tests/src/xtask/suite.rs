@@ -27,6 +27,8 @@ const STAGE_LIMIT_LONG: Duration = Duration::from_secs(90 * 60);
 /// The tests that repeat something take from here how often; the xtask sets it for `--long`.
 const ROUNDS_ENV: &str = "PG_QUEUE_TEST_ROUNDS";
 const ROUNDS_LONG: &str = "100";
+/// How many tests of one binary run at a time (Rust's own test runner).
+const TEST_THREADS_ENV: &str = "RUST_TEST_THREADS";
 /// How long what a stage started may still hold its output open after the stage itself has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(5);
 
@@ -106,6 +108,11 @@ impl Suite<'_> {
             .args(self.filter)
             .current_dir(repository());
         sessions.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
+        // These tests wait more than they compute: half as many again as there are cores keeps the cores busy.
+        if std::env::var_os(TEST_THREADS_ENV).is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+            sessions.env(TEST_THREADS_ENV, (cores + cores.div_ceil(2)).to_string());
+        }
         stages.push(
             self.run_stage(&format!("PostgreSQL {version}, many sessions (queue-tests)"), &mut sessions)?,
         );
