@@ -142,7 +142,8 @@ impl World {
     }
 
     /// What the worker's round does for a queue beside loading and moving.
-    pub fn see_to(&mut self, q: usize, tick: &Tick) {
+    /// `was_ready`: some messages were ready when the tick was made.
+    pub fn see_to(&mut self, q: usize, tick: &Tick, was_ready: bool) {
         if tick.flush {
             self.flush(q, false);
         }
@@ -160,8 +161,7 @@ impl World {
         } else {
             let (is_news, at_us) = self.news[q];
             // What came while the queue was paused and has gone since is no news to anybody.
-            let is_there = !self.ready_ids(q).is_empty();
-            let is_due = is_news && is_there && !self.policy[q].paused && self.now.mono_us >= at_us;
+            let is_due = is_news && was_ready && !self.policy[q].paused && self.now.mono_us >= at_us;
             assert!(!is_due, "queue {q} has something new, and those who listen are not told");
         }
     }
@@ -183,7 +183,7 @@ impl World {
         }
     }
 
-    fn ready_ids(&mut self, q: usize) -> BTreeSet<i64> {
+    pub fn ready_ids(&mut self, q: usize) -> BTreeSet<i64> {
         let at = self.refs[q];
         let arena = self.memory.arena();
         let is_ready = |id: &&i64| arena.view(at, **id).is_some_and(|view| view.state == State::Ready);
@@ -284,7 +284,7 @@ impl World {
     /// The server dies and starts again: every transaction is over, what was committed is there, the leases that were
     /// written come back, and nothing else.
     pub fn crash(&mut self, seed: u64, does_restore: bool) {
-        let seed = seed | (self.lease_ids.len() as u64 + 1) << 8;
+        let seed = self.next_seed(seed);
         self.sessions = (0..BACKENDS).map(|_| Session::default()).collect();
         self.sleepers = vec![Sleeper::Away; WAITERS];
         self.locked.clear();

@@ -88,6 +88,7 @@ impl World {
             let Some(tick) = tick else { continue };
             next_us = next_us.min(tick.next_us);
             let q = self.refs.iter().position(|at| *at == tick.queue).expect("a queue of ours");
+            let was_ready = !self.ready_ids(q).is_empty();
             if tick.load && self.sessions[b].load.is_none() {
                 self.load_begin(b, q);
                 self.load_step(b, usize::MAX);
@@ -99,7 +100,7 @@ impl World {
             if tick.exhausted > 0 {
                 self.move_exhausted(q);
             }
-            self.see_to(q, &tick);
+            self.see_to(q, &tick, was_ready);
         }
         self.check_expired();
         let mut arena = self.memory.arena();

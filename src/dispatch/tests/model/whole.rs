@@ -100,9 +100,14 @@ impl World {
     }
 
     /// Finds the structure dirty: everything is forgotten.
+    /// Random in the server: one that comes twice would bring its lease ids and its epoch again.
+    pub fn next_seed(&mut self, seed: u64) -> u64 {
+        self.seeds += 1;
+        seed | self.seeds << 8
+    }
+
     pub fn reset(&mut self, seed: u64) {
-        // Random in the server: a seed that comes twice would bring its lease ids again.
-        let seed = seed | (self.lease_ids.len() as u64 + 1) << 8;
+        let seed = self.next_seed(seed);
         let mut fx = Effects::new();
         self.memory.arena().reset(self.config, seed, &mut fx);
         for (w, sleeper) in self.sleepers.iter_mut().enumerate() {

@@ -118,6 +118,8 @@ pub struct World {
     pub locked: HashSet<(usize, i64)>,
     /// Running deliveries: lease, end.
     pub held: HashMap<(usize, i64), (i64, i64)>,
+    /// Seeds that were drawn.
+    pub seeds: u64,
     pub lease_ids: HashSet<i64>,
     pub stale: Vec<QueueRef>,
     pub sent: usize,
@@ -156,6 +158,7 @@ impl World {
             sleepers: vec![Sleeper::Away; WAITERS],
             locked: HashSet::new(),
             held: HashMap::new(),
+            seeds: 0,
             lease_ids: HashSet::new(),
             stale: Vec::new(),
             sent: 0,
