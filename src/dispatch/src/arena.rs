@@ -92,6 +92,8 @@ pub struct Queue {
     pub(crate) policy: Policy,
     /// Ids from here on may be in the heap without a slot. While a load runs: where it began.
     pub(crate) mark: i64,
+    /// While a load runs: the first id that it has not looked at yet.
+    pub(crate) reached: i64,
     /// While a load runs: the lowest id that must be loaded again.
     pub(crate) redo: i64,
     /// Messages due after this wall-clock time have no slot.
@@ -174,6 +176,7 @@ impl Queue {
     pub const FREE: Queue = Queue {
         policy: Policy::DEFAULT,
         mark: NO_MARK,
+        reached: i64::MIN,
         redo: NO_MARK,
         horizon_us: 0,
         redo_horizon_us: NEVER_US,

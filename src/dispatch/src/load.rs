@@ -83,6 +83,7 @@ impl Arena<'_> {
         record.redo = NO_MARK;
         record.redo_horizon_us = NEVER_US;
         let mark = record.mark;
+        record.reached = mark;
         self.hunger_end(q);
         LoadStart::From(mark)
     }
@@ -90,6 +91,14 @@ impl Arena<'_> {
     /// One row of the walk or scan, in its order.
     pub fn load_row(&mut self, queue: QueueRef, row: Row, now: Now, fx: &mut Effects) -> LoadRow {
         let Some(q) = self.index_of(queue) else { return LoadRow::Full };
+        let outcome = self.load_row_of(q, row, now, fx);
+        if outcome == LoadRow::Known {
+            self.queues[q as usize].reached = row.msg_id.saturating_add(1); // of a scan nobody asks
+        }
+        outcome
+    }
+
+    fn load_row_of(&mut self, q: u32, row: Row, now: Now, fx: &mut Effects) -> LoadRow {
         let slot = self.find(q, row.msg_id);
         if slot != NIL {
             let slot = &mut self.slots[slot as usize];
@@ -143,7 +152,8 @@ impl Arena<'_> {
         self.loader_leaves(q, fx);
     }
 
-    /// Ends whatever load or scan backend `loader` has begun as if it had done nothing: for its abort callback.
+    /// Ends whatever load or scan backend `loader` has begun, for its abort callback. A load has come as far as it has:
+    /// else one that takes longer than its callers may would begin anew for ever. A scan ends as if it had done nothing.
     pub fn load_abort(&mut self, queue: QueueRef, loader: u32, now: Now, fx: &mut Effects) {
         let Some(q) = self.index_of(queue) else { return };
         let record = &self.queues[q as usize];
@@ -156,7 +166,7 @@ impl Arena<'_> {
             let (reached_us, beyond_us) = (record.scan_horizon_us, record.scan_beyond_us);
             self.scan_end(queue, loader, reached_us, beyond_us, now, fx);
         } else {
-            self.load_end(queue, loader, record.mark, fx);
+            self.load_end(queue, loader, record.reached, fx);
         }
     }
 

@@ -70,16 +70,33 @@ fn load_of_rows_not_due_without_room_goes_on_to_those_that_are() {
 }
 
 #[test]
-fn load_abort_leaves_the_mark_where_the_load_began() {
+fn load_abort_leaves_the_mark_where_the_load_has_come_to() {
     let mut d = Desk::new(16, 2, 8);
     let (queue, now) = (d.queue, d.now);
     d.memory.arena().queue_mark(queue, 10, &mut d.fx);
     d.arena().load_begin(queue, 2);
-    d.load_row(row(10));
     d.wait(3);
     d.woken();
     d.memory.arena().load_abort(queue, 2, now, &mut d.fx);
     assert_eq!((d.mark(), d.woken()), (10, vec![3]));
+    d.arena().load_begin(queue, 2);
+    d.load_row(row(10));
+    d.load_row(due(14, 3_600 * SECOND_US)); // gets no slot, and needs none
+    d.memory.arena().load_abort(queue, 2, now, &mut d.fx);
+    assert_eq!(d.mark(), 15);
+    assert_eq!(d.take_one().msg_id, 10);
+}
+
+#[test]
+fn load_abort_goes_back_to_what_was_published_meanwhile() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    d.memory.arena().queue_mark(queue, 10, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    d.load_row(row(20));
+    d.memory.arena().queue_mark(queue, 12, &mut d.fx);
+    d.memory.arena().load_abort(queue, 2, now, &mut d.fx);
+    assert_eq!(d.mark(), 12);
 }
 
 #[test]
