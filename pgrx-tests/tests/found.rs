@@ -83,3 +83,17 @@ fn lease_shortened_and_lengthened_again_ends_as_was_said_last() {
         assert!(delete(&mut client, "q", &one));
     }
 }
+
+#[test]
+fn pause_holds_for_the_own_messages_of_a_transaction_that_was_open_before() {
+    let database = database_with(&["q"]);
+    let (mut sender, mut other) = (session(&database), session(&database));
+    sender.batch_execute("BEGIN").unwrap();
+    let sent = send_many(&mut sender, "q", 2);
+    assert_eq!(ids(&read(&mut sender, "q", 1)), sent[..1]);
+    other.execute("SELECT queue_pause('q')", &[]).unwrap();
+    assert!(read(&mut sender, "q", 1).is_empty());
+    other.execute("SELECT queue_resume('q')", &[]).unwrap();
+    assert_eq!(ids(&read(&mut sender, "q", 1)), sent[1..]);
+    sender.batch_execute("COMMIT").unwrap();
+}

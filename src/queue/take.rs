@@ -295,7 +295,9 @@ fn take_own(
         let want = (quantity.min(journal::own_len()) - lease_ids.len()).min(CHUNK_MAX);
         shmem::with_arena(|arena, _, _| (0..want).for_each(|_| lease_ids.push(arena.lease_id_next())))?;
     }
-    let policy = queue.settings.policy();
+    let mut policy = queue.settings.policy();
+    // While this transaction has a lock on the table, what it knows of the queue's settings may be older than a pause.
+    policy.paused |= queue.with(|arena, at, _, _| arena.is_paused(at))?;
     let taken = journal::own_take(queue.relation, quantity, policy, until_us, now, || {
         lease_ids.pop().unwrap_or_default()
     })?;
