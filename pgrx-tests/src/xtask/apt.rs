@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use anyhow::{anyhow, bail, Context, Result};
 
-use super::apt_sources::{parse_deb822, parse_one_line, source_line, Source};
+use super::apt_sources::{archive, parse_deb822, parse_one_line, source_line, Source};
 use super::run::{find_program, output, run, say};
 
 /// The next release after Debian 12, and which its PostgreSQL is.
@@ -106,6 +106,18 @@ pub fn fetch_next_source(name: &str, directory: &Path) -> Result<PathBuf> {
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".orig.tar.")));
     tarball.ok_or_else(|| anyhow!("the source package {name} came without an original tarball"))
+}
+
+/// Downloads one file of the machine's archive, by its place in it, into `directory`. apt checks it against `sha256`.
+pub fn fetch_pinned(path: &str, sha256: &str, directory: &Path) -> Result<PathBuf> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let file = directory.join(name);
+    let sources = machine_sources()?;
+    let uri = format!("{}/{path}", archive(&sources, &codename()?)?.uris[0].trim_end_matches('/'));
+    let mut helper = Command::new("/usr/lib/apt/apt-helper");
+    helper.args(["-o", "APT::Sandbox::User=root", "download-file", &uri]).arg(&file);
+    run(helper.arg(format!("SHA256:{sha256}")))?;
+    Ok(file)
 }
 
 fn machine_sources() -> Result<Vec<Source>> {

@@ -81,17 +81,18 @@ fn stanza(fields: &[(String, String)]) -> Option<Source> {
     })
 }
 
+/// The archive that the machine's own `codename` is from.
+pub fn archive<'a>(sources: &'a [Source], codename: &str) -> Result<&'a Source> {
+    let is_it = |source: &&Source| {
+        source.suites.iter().any(|suite| suite == codename)
+            && source.components.iter().any(|part| part == "main")
+    };
+    sources.iter().find(is_it).ok_or_else(|| anyhow!("apt's sources name no archive with {codename} main"))
+}
+
 /// The line that takes source packages of `release` from the archive that the machine's own `codename` is from.
 pub fn source_line(sources: &[Source], codename: &str, release: &str) -> Result<String> {
-    let source = sources
-        .iter()
-        .find(|source| {
-            source.suites.iter().any(|suite| suite == codename)
-                && source.components.iter().any(|part| part == "main")
-        })
-        .ok_or_else(|| {
-            anyhow!("apt's sources name no archive with {codename} main, so none with {release} either")
-        })?;
+    let source = archive(sources, codename)?;
     let signed_by = source.signed_by.as_ref().map(|key| format!("[signed-by={key}] ")).unwrap_or_default();
     Ok(format!("deb-src {signed_by}{} {release} main\n", source.uris[0]))
 }

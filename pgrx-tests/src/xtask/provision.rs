@@ -29,6 +29,12 @@ const PGMQ_PACKAGE_VERSION: &str = "1.1.4";
 
 /// The version that Debian's next release has, built from its source package.
 const SOURCE_MAJOR: u16 = 17;
+/// For when the archive's list names a version whose source is not there (seen with 17.12, of which only the binary
+/// packages were): the release before, by its place in the archive and its SHA-256.
+const SOURCE_BEFORE: (&str, &str) = (
+    "pool/main/p/postgresql-17/postgresql-17_17.11.orig.tar.bz2",
+    "dd27f2b3c59e73ed14aa3324901242bf69a032a6347805f274e6260322d42979",
+);
 
 /// Where everything lies that is costly to get; survives the clone.
 pub fn cache() -> Result<PathBuf> {
@@ -297,7 +303,12 @@ fn from_source(major: u16, root: &Path) -> Result<Tree> {
         .prefix(".building-")
         .tempdir_in(cache()?)
         .context("cannot make a directory in the cache")?;
-    let tarball = apt::fetch_next_source(&format!("postgresql-{major}"), work.path())?;
+    let tarball = apt::fetch_next_source(&format!("postgresql-{major}"), work.path()).or_else(|error| {
+        println!("    that did not work: {error:#}");
+        let (path, sha256) = SOURCE_BEFORE;
+        say(format!("Taking the release before: {path}"));
+        apt::fetch_pinned(path, sha256, work.path())
+    })?;
     let source = work.path().join("unpacked");
     fs::create_dir(&source).context("cannot make a directory for the source")?;
     run(Command::new("tar").arg("-xf").arg(&tarball).arg("--strip-components=1").arg("-C").arg(&source))?;
