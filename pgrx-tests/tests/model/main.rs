@@ -153,5 +153,7 @@ fn random_sequences_of_every_verb_agree_with_a_plain_model() {
     let mut ran: Vec<_> = world.ran.iter().map(|(verb, times)| (*times, format!("{verb:?} {times}"))).collect();
     ran.sort_unstable();
     println!("{}", ran.into_iter().rev().map(|(_, text)| text).collect::<Vec<_>>().join(", "));
+    println!("{} of {} reads were given less than was due", world.short_reads, world.reads);
+    assert!(world.short_reads * 100 <= world.reads.max(100), "what is due is not delivered at once");
     assert!(slow * 10 <= seeds.len(), "the machine is too slow for most of it");
 }

@@ -71,10 +71,12 @@ impl World {
         if lines.len() > asked.quantity {
             return Err(format!("{} messages, {} were asked for", lines.len(), asked.quantity));
         }
+        self.reads += 1;
         if lines.len() < asked.quantity && !due.is_empty() {
-            return Err(format!("{due:?} are due and were not delivered"));
-        }
-        if lines.len() < asked.quantity && !asked.has_id {
+            // While the worker scans for what is due, a reader does without: that is rare, and the next one gets it.
+            self.short_reads += 1;
+            self.trace.push(format!("   (short: {due:?} are due)"));
+        } else if lines.len() < asked.quantity && !asked.has_id {
             self.model.is_loaded(asked.queue);
         }
         Ok(given)

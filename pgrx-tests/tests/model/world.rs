@@ -30,6 +30,9 @@ pub struct World {
     /// Leases of this sequence, ended ones too.
     pub leases: HashMap<Key, Vec<i64>>,
     begun: Instant,
+    /// Reads, and those that were given less than was due.
+    pub reads: u64,
+    pub short_reads: u64,
     /// How often each verb was run, not counting steps that had nothing to do.
     pub ran: HashMap<Verb, u64>,
 }
@@ -131,6 +134,8 @@ impl World {
             lease_ids: HashSet::new(),
             leases: HashMap::new(),
             begun: Instant::now(),
+            reads: 0,
+            short_reads: 0,
             ran: HashMap::new(),
         }
     }
