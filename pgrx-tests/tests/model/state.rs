@@ -210,12 +210,23 @@ impl Model {
         self.policies[key.0].is_exhausted(self.messages[&key].count)
     }
 
-    /// The worker may move it away now, or has.
+    /// The worker moves it away now, or has.
     pub fn is_limbo(&self, key: Key) -> bool {
         let m = &self.messages[&key];
-        let is_free = m.sent_by.is_none() && m.pin.is_none() && m.locked_by.is_none();
         let is_up = m.is_due(self.now) && m.back.0 <= self.now;
-        is_free && m.leased(self.now).is_none() && (m.is_expired(self.now) || is_up && self.exhausted(key))
+        self.is_free(key) && (m.is_expired(self.now) || is_up && self.exhausted(key))
+    }
+
+    /// The worker may move it away: had its last delivery while plain SQL put it off, it need not wait for that.
+    pub fn may_go(&self, key: Key) -> bool {
+        self.is_limbo(key) || self.is_free(key) && self.exhausted(key)
+    }
+
+    /// Nobody holds it.
+    fn is_free(&self, key: Key) -> bool {
+        let m = &self.messages[&key];
+        let is_settled = m.sent_by.is_none() && m.pin.is_none() && m.locked_by.is_none();
+        is_settled && m.leased(self.now).is_none()
     }
 
     /// Whether a read of this session may and whether it must give the message, if it asks for enough.

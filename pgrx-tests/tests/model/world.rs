@@ -329,7 +329,7 @@ impl World {
                 *q == key.0 && *of == n && reason.as_deref() == Some("max_deliveries")
             });
             // Without a dead-letter queue: expired ones are deleted, exhausted ones archived.
-            if key.0 == 0 || !self.model.is_limbo(key) || has_died.is_none() && !is_expired {
+            if key.0 == 0 || !self.model.may_go(key) || has_died.is_none() && !is_expired {
                 return Err(format!("message {key:?} (number {n}) is lost"));
             }
             let m = self.model.messages.remove(&key).expect("listed");
