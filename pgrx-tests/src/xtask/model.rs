@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let builder = Builder::new(cargo_pgrx, tree, &purpose)?;
     builder.install(false, &["wait_points"])?;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    let seed = options.seed.unwrap_or_else(|| clock.as_secs());
+    let seed = options.seed.unwrap_or(clock.as_secs());
     say(format!("{} sequences of seed {seed}", options.sequences));
     let mut test = Command::new("cargo");
     test.args(["test", "-p", "queue-tests", "--test", "model", "--", "--nocapture"]).current_dir(repository());

@@ -128,7 +128,7 @@ impl World {
             .collect();
         let is_wrong = rng.chance(30);
         let mut document = if is_wrong { spoil(rng, &mut entries) } else { None };
-        let document = document.get_or_insert_with(|| Value::Array(entries)).to_string();
+        let document = document.get_or_insert(Value::Array(entries)).to_string();
         let sql = format!("SELECT queue_send_entries('{}', {}::jsonb)", QUEUES[queue], quoted(&document));
         match self.run(s, &sql)? {
             Ok(_) if is_wrong => Err("entries that are wrong were sent".into()),

@@ -259,7 +259,7 @@ impl World {
         let begun = Instant::now();
         loop {
             let mut got = 0;
-            for queue in 0..QUEUES.len() {
+            for (queue, name) in QUEUES.iter().enumerate() {
                 let keys = self.read_so(0, queue, 100, None, PLAIN.lease)?;
                 got += keys.len();
                 self.done(0);
@@ -270,7 +270,7 @@ impl World {
                     keys.iter().filter_map(|key| Some((key.1, self.model.messages[key].lease?.id))).unzip();
                 let sql = format!(
                     "SELECT count(*) FROM queue_delete_batch('{}', {}, {}, strict => true)",
-                    QUEUES[queue],
+                    name,
                     array(ids, "int8"),
                     array(leases, "int8")
                 );
