@@ -13,7 +13,7 @@
 //!             an earlier launcher's worker    -> adopted
 //!   running,  it ends, and had nothing to     -> idle; due, if we were told to look meanwhile: it may have looked
 //!   adopted   serve                              too early
-//!             it ends, somebody keeps it      -> away
+//!             it ends, somebody keeps it      -> away; due, if we were told to look meanwhile: he has let go of it
 //!             another took its place          -> adopted
 //!             it ends otherwise               -> back-off
 //!   idle      we are told to look             -> due
@@ -189,7 +189,9 @@ fn note_end(oid: u32, entry: &mut Known, now_us: i64) {
     if matches!(had_nothing, Ok(true)) {
         entry.is_idle = !look_again;
         entry.backoff_us = BACKOFF_US;
-    } else if super::is_kept_away(oid) {
+    } else if super::is_kept_away(oid) || look_again {
+        // It gave way, perhaps to what is over already: then we were told to look before it had ended. That is no
+        // failure, and must not count as one.
         entry.next_us = 0;
     } else {
         if now_us - entry.started_us > BACKOFF_MAX_US {
