@@ -388,13 +388,17 @@ impl Checker<'_> {
         }
     }
 
-    /// With durable leases no crash makes a delivery uncounted that a client heard of.
+    /// With durable leases no crash makes a delivery uncounted that a client heard of while its lease ran.
     fn counted(&mut self, message: &Message, first: &Delivered, second: &Delivered) {
         let is_known = first.returned_us <= second.began_us && first.end.outcome == Outcome::Acknowledged;
         let is_uncounted =
             |act: &Act| matches!(act.verb, Verb::Release { .. }) && act.answer != Answer::Refused;
         let is_failover = |blow: &BlowAt| matches!(blow.blow, Blow::Failover { .. });
         if first.queue != self.rules.durable || !is_known || second.count > first.count {
+            return;
+        }
+        // A reader that stood still until its lease may have ended: of a lease that is over nothing is written any more.
+        if first.began_us + first.lease_us <= first.returned_us {
             return;
         }
         if message.acts.iter().any(is_uncounted) || self.blows.iter().any(is_failover) {
