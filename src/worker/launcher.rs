@@ -18,7 +18,8 @@
 //!             it ends otherwise               -> back-off
 //!   idle      we are told to look             -> due
 //!   away      released, of which we are told  -> due; we also look every second: who keeps it may have died
-//!   back-off  after a while                   -> due
+//!   back-off  after a while; at once when we  -> due
+//!             are told to look
 //!   refused   after a while; at once when a   -> due
 //!             worker ends or we are told to look
 //! ```
@@ -134,6 +135,7 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         }
         if was_told {
             entry.is_idle = false;
+            entry.next_us = 0; // its end may have been noted just after the database was released
         }
         if entry.is_refused && (was_told || has_ended) {
             // A process may be free now.
