@@ -1,4 +1,5 @@
-//! What the model has found (`tests/model`), each by itself. Every one of these failed before it was mended.
+//! What the model has found (`tests/model`), or was seen beside it, each by itself. Every one of these failed before it
+//! was mended.
 
 mod common;
 
