@@ -37,6 +37,8 @@ pub enum Error {
     DeadLetterTarget { queue: String, of: String },
     /// 55000: there is no worker, and the queue's leases must be on disk.
     NoWorker { queue: String },
+    /// 55000: a lease of a queue with durable leases ended before it was on disk.
+    LeaseOver { queue: String, msg_id: i64 },
     /// 53400: a bound of the server is reached.
     Full { what: &'static str, hint: String },
     /// 53200.
@@ -144,6 +146,12 @@ impl Error {
                 format!("cannot read queue \"{queue}\" while this database has no pg_queue worker"),
                 Some("The queue has durable_leases: what is delivered is written to disk by the worker first.".into()),
                 Some("See pg_queue.worker_enabled and max_worker_processes, or the server's log.".into()),
+            ),
+            Error::LeaseOver { queue, msg_id } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("lease of message {msg_id} in queue \"{queue}\" ended before it was on disk"),
+                Some("The queue has durable_leases: what is delivered is written to disk by the worker first.".into()),
+                Some("Read again; if it happens often, raise visibility_timeout.".into()),
             ),
             Error::Full { what, hint } => {
                 (Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, (*what).into(), None, Some(hint.clone()))

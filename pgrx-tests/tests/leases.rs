@@ -9,6 +9,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::*;
+use nix::sys::signal::Signal;
 use postgres::Client;
 use queue_tests::wait_points::{advance_clock, set_wall_clock};
 use queue_tests::{wait_until, Cluster, ClusterOptions, Database, Session, StopMode};
@@ -495,6 +496,36 @@ fn durable_read_waits_for_the_worker_and_gives_back_when_cancelled() {
     let written = written_lease(&mut client, "q", got[0].msg_id).unwrap();
     assert_eq!((written.lease_id, written.count), (got[0].lease_id, 1));
     assert_eq!(counts(&read(&mut client, "q", 1)), [(ready[0], 2)]);
+}
+
+#[test]
+fn durable_read_whose_lease_ends_before_it_is_written_is_refused() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &[]);
+    let mut client = session(&database);
+    client.batch_execute("SELECT queue_create('q', durable_leases => true, retry_delay => '0')").unwrap();
+    let msg_id = send(&mut client, "q", 1);
+    let mut hold = Hold::backend(&database, "lease-write", worker_pid(&database));
+    let signal = |pid: i32, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    let reading = session(&database).run("SELECT * FROM queue_read('q', 1, '5 s')").unwrap();
+    hold.wait_reached();
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    advance_clock(&mut client, "5 s");
+    assert_eq!(code(reading.join().unwrap().1), "55000");
+    // One that is given to another meanwhile, too.
+    let reading = session(&database).run("SELECT * FROM queue_read('q', 1, '5 s')").unwrap();
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    signal(reading.pid(), Signal::SIGSTOP);
+    advance_clock(&mut client, "5 s");
+    let other = start_read(session(&database), "q");
+    database.wait_until_backend_waits(other.pid(), "Extension", None);
+    assert_eq!(state(&mut client, "q", msg_id).as_deref(), Some("leased"));
+    signal(reading.pid(), Signal::SIGCONT);
+    assert_eq!(code(reading.join().unwrap().1), "55000");
+    hold.release();
+    let (_, got) = joined(other);
+    assert!(got[0].count > 1, "{got:?}");
+    assert_eq!(i64::from(written_lease(&mut client, "q", msg_id).unwrap().count), got[0].count);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod common;
 
 use common::*;
+use queue_tests::wait_points::advance_clock;
 use queue_tests::{wait_until, ClusterOptions, Session};
 
 /// Rows of one chunk of a load (queue/load.rs); a load passes "load-row" after each full chunk but the last.
@@ -240,6 +241,29 @@ fn load_that_is_cancelled_leaves_everything_to_the_next() {
         assert_eq!(code(reading.join().unwrap().1), "57014", "{point}");
         assert_eq!(drain(&mut client, queue), sent, "{point}");
     }
+}
+
+#[test]
+fn load_past_many_that_are_due_later_ends_in_time_and_the_worker_goes_on_with_it() {
+    let cluster = ClusterOptions::default().start().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let (mut client, reader) = (session(&database), session(&database));
+    let sql = "SELECT count(*) FROM queue_send_batch('q', array(SELECT to_jsonb(n) FROM generate_series(1, $1::int8) n), \
+               delay => '1 h')";
+    let later = 4 * CHUNK;
+    assert_eq!(client.query_one(sql, &[&later]).unwrap().get::<_, i64>(0), later);
+    let last = send(&mut client, "q", 1);
+    let mut worker_hold = Hold::backend(&database, "load-snapshot", worker_pid(&database));
+    let mut hold = Hold::backend(&database, "load-row", reader.pid());
+    let reading = reader.run_with(|client| try_read(client, "q", 1, None, "0")).unwrap();
+    hold.wait_reached();
+    advance_clock(&mut client, "2 s");
+    hold.release();
+    assert!(joined(reading).1.is_empty(), "it has not come so far");
+    worker_hold.wait_reached();
+    worker_hold.release();
+    assert_eq!(read_awaited(&mut client, "q").msg_id, last);
+    assert_eq!(state(&mut client, "q", 1).as_deref(), Some("delayed"));
 }
 
 #[test]

@@ -512,6 +512,28 @@ fn wait_is_cancelled_at_once_and_passes_its_wake_up_on() {
 }
 
 #[test]
+fn sleeper_woken_for_the_servers_own_reasons_keeps_its_place() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    for is_first in [true, false] {
+        let [first, second] = [(); 2].map(|()| reader_asleep(&database, "q"));
+        // Whichever of the two is disturbed, the first stays first.
+        let disturbed = if is_first { &first } else { &second };
+        let from = cluster.log().len();
+        client.execute("SELECT pg_log_backend_memory_contexts($1)", &[&disturbed.pid()]).unwrap();
+        cluster.wait_for_log(from, &format!("logging memory contexts of PID {}", disturbed.pid()));
+        cluster.wait_for_log(from, "Grand total:");
+        database.wait_until_backend_waits(disturbed.pid(), "Extension", None);
+        for reading in [first, second] {
+            let msg_id = send(&mut client, "q", 1);
+            assert_eq!(ids(&joined(reading).1), [msg_id], "disturbed the first: {is_first}");
+        }
+        client.batch_execute("SELECT queue_purge('q')").unwrap();
+    }
+}
+
+#[test]
 fn wait_with_bad_input_says_so() {
     let database = database_with(&["q"]);
     let mut client = session(&database);

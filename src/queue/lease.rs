@@ -9,7 +9,7 @@ use crate::pg::{latch, shmem, spi, user};
 use crate::queue::resolve::Queue;
 use crate::queue::{journal, row_of};
 use pgrx::pg_sys;
-use queue_dispatch::{LeaseRow, Now, QueueRef, Restore, Row, Written, CHUNK_MAX, NIL};
+use queue_dispatch::{LeaseCount, LeaseRow, Now, QueueRef, Restore, Row, Written, CHUNK_MAX, NIL};
 
 /// Restores the leases of a queue that was just attached, unless that was done, or waits until another backend has.
 /// Reads only; the caller holds a lock on the table.
@@ -108,34 +108,42 @@ fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
     Ok(leases)
 }
 
-/// Sleeps until the worker has written the counts of these leases (message, lease) and its transaction is on disk.
-pub fn await_written(queue: &Queue, at: QueueRef, leases: &[(i64, i64)]) -> Result<()> {
+/// Sleeps until the worker has written the counts of these leases (message, lease) and its transaction is on disk. A
+/// lease that ends before that, at `until_us` (on the clock that never jumps), is an error: its message would be
+/// delivered, and no crash would leave a trace of it.
+pub fn await_written(queue: &Queue, at: QueueRef, leases: &[(i64, i64)], until_us: i64) -> Result<()> {
     /// Should a wake-up be lost with the worker, somebody looks all the same.
-    const LOOK_MS: i64 = 1_000;
+    const LOOK_US: i64 = 1_000_000;
     let (me, database) = (latch::my_proc(), user::database());
     let mut open = leases;
     loop {
         // A chunk at a time, and first of all registered: what is written from then on wakes us.
         let chunk = &open[..open.len().min(CHUNK_MAX)];
-        let (written, has_worker) = shmem::with_arena(|arena, _, fx| {
+        let (written, left_us, has_worker) = shmem::with_arena(|arena, now, fx| {
             arena.written_wait(me, database);
-            let written =
-                chunk.iter().take_while(|(msg, lease)| arena.is_count_written(at, *msg, *lease)).count();
+            let left_us = until_us.saturating_sub(now.mono_us);
+            let is_settled = |(msg, lease): &&(i64, i64)| match arena.lease_count(at, *msg, *lease) {
+                LeaseCount::Written => true,
+                LeaseCount::Open => false,
+                LeaseCount::Over => left_us > 0, // finished by somebody else, with the message's id alone
+            };
+            let written = chunk.iter().take_while(is_settled).count();
             if written < chunk.len() {
                 arena.flush_again(at, 0, fx);
             }
-            (written, arena.worker_proc(database) != NIL)
+            (written, left_us, arena.worker_proc(database) != NIL)
         })?;
         open = &open[written..];
-        if open.is_empty() {
-            return Ok(());
-        }
+        let Some((msg_id, _)) = open.first() else { return Ok(()) };
         if written == chunk.len() {
             continue;
+        }
+        if left_us <= 0 {
+            return Err(Error::LeaseOver { queue: queue.name.clone(), msg_id: *msg_id });
         }
         if !has_worker {
             return Err(Error::NoWorker { queue: queue.name.clone() });
         }
-        latch::sleep(LOOK_MS, latch::wait_event(c"QueueLeaseWrite"));
+        latch::sleep(left_us.min(LOOK_US).div_euclid(1_000) + 1, latch::wait_event(c"QueueLeaseWrite"));
     }
 }

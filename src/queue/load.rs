@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::pg::table::{Snapshot, Table};
-use crate::pg::{latch, shmem};
+use crate::pg::{clock, latch, shmem};
 use crate::queue::column;
 use crate::queue::journal;
 use crate::queue::resolve::Queue;
@@ -13,6 +13,9 @@ use queue_dispatch::{LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_
 
 /// Rows per hold of the lock.
 const CHUNK: usize = 256;
+
+/// For how long a load goes on at a time when others have to wait for its end, microseconds.
+pub const TURN_US: i64 = 100_000;
 
 /// What came of an attempt to load.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,10 +28,14 @@ pub enum Loaded {
     Busy,
     /// There is no room.
     Full,
+    /// A part of it was loaded, the time was up; the mark is where the next load goes on.
+    Unfinished,
 }
 
-/// Loads from the mark on, if there is one. The transaction must have no id, and hold a lock on the table.
-pub fn walk(queue: &Queue) -> Result<Loaded> {
+/// Loads from the mark on, if there is one, until `until_us` (on the clock that never jumps) at most: millions of
+/// messages that are due much later may lie before the first that is due. The transaction must have no id, and hold a
+/// lock on the table.
+pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
     let me = latch::my_proc();
     let (start, at) = queue.with(|arena, at, _, _| (arena.load_begin(at, me), at))?;
     let from = match start {
@@ -46,6 +53,7 @@ pub fn walk(queue: &Queue) -> Result<Loaded> {
     crate::wait_point!("load-snapshot");
     let snapshot = Snapshot::latest();
     let mut stopped_at = NO_MARK;
+    let mut loaded = Loaded::Done;
     if let Some(table) = Table::open(queue.relation, None) {
         let mut walk = table.walk(queue.key, from, false, &snapshot);
         let mut chunk: Vec<Row> = Vec::with_capacity(CHUNK);
@@ -61,6 +69,11 @@ pub fn walk(queue: &Queue) -> Result<Loaded> {
                 if is_end {
                     break;
                 }
+                if clock::now().mono_us >= until_us {
+                    stopped_at = chunk.last().map_or(from, |row| row.msg_id.saturating_add(1));
+                    loaded = Loaded::Unfinished;
+                    break;
+                }
                 chunk.clear();
                 pgrx::check_for_interrupts!();
                 crate::wait_point!("load-row");
@@ -72,7 +85,7 @@ pub fn walk(queue: &Queue) -> Result<Loaded> {
     snapshot.done();
     journal::loading(None);
     shmem::with_arena(|arena, _, fx| arena.load_end(at, me, stopped_at, fx))?;
-    Ok(Loaded::Done)
+    Ok(loaded)
 }
 
 /// Gives each row its slot; returns the id of the first that has no room.

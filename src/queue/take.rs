@@ -15,7 +15,7 @@ use crate::queue::load::{self, Loaded};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, expires_us, journal, row_of, wait};
 use crate::settings::{self, SECOND_US};
-use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX, NIL};
+use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX, NEVER_US, NIL};
 use std::rc::Rc;
 
 /// One message on its way out.
@@ -94,6 +94,7 @@ fn take_ready(
     let is_durable = queue.settings.durable_leases;
     let flush_us = if is_durable { 0 } else { settings::lease_flush_us() };
     let mut leases = Vec::new();
+    let mut leases_until_us = NEVER_US;
     while given < quantity {
         pgrx::check_for_interrupts!();
         let want = (quantity - given).min(CHUNK_MAX);
@@ -122,13 +123,14 @@ fn take_ready(
         given += fetch(queue, at, taken, expires_us, mode, give)?;
         if is_durable {
             leases.extend(taken.iter().map(|one| (one.msg_id, one.lease_id)));
+            leases_until_us = leases_until_us.min(now.mono_us.saturating_add(lease_us));
         }
         if count < want {
             break;
         }
     }
     if !leases.is_empty() {
-        super::lease::await_written(queue, queue.at(), &leases)?;
+        super::lease::await_written(queue, queue.at(), &leases, leases_until_us)?;
     }
     if given < quantity {
         given += take_own(queue, quantity - given, lease_us, mode, give)?;
@@ -410,7 +412,8 @@ pub enum Next {
     Await,
 }
 
-/// A call answers empty only after a load that was begun since, or after this long.
+/// A call answers empty only after a load that was begun since, or after this long: it neither waits for another's load
+/// nor makes one itself for longer.
 pub const LOAD_PATIENCE_US: i64 = SECOND_US;
 
 /// Most loads of one call between two sleeps: a load can end under a mark again, if messages without room were
@@ -447,7 +450,12 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
             queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?;
             continue;
         }
-        match load::walk(queue)? {
+        let turn_us = clock::now().mono_us.saturating_add(load::TURN_US);
+        match load::walk(queue, turn_us.max(start_us.saturating_add(LOAD_PATIENCE_US)))? {
+            Loaded::Unfinished => {
+                *loads = LOADS_MAX; // the worker goes on with it
+                return Ok(Next::TakeAgain);
+            }
             Loaded::Done => {
                 *loads += 1;
                 return Ok(Next::TakeAgain);

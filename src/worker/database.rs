@@ -240,7 +240,10 @@ fn serve(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
                 load::scan(&queue)?;
             }
             if tick.load {
-                load::walk(&queue)?;
+                let until_us = clock::now().mono_us + load::TURN_US;
+                if load::walk(&queue, until_us)? == load::Loaded::Unfinished {
+                    queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?; // after the others' turns
+                }
             }
             Ok(true)
         });

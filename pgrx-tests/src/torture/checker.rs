@@ -397,10 +397,6 @@ impl Checker<'_> {
         if first.queue != self.rules.durable || !is_known || second.count > first.count {
             return;
         }
-        // A reader that stood still until its lease may have ended: of a lease that is over nothing is written any more.
-        if first.began_us + first.lease_us <= first.returned_us {
-            return;
-        }
         if message.acts.iter().any(is_uncounted) || self.blows.iter().any(is_failover) {
             return;
         }

@@ -39,6 +39,17 @@ pub enum Written {
     Whole = 3,
 }
 
+/// What became of the count of a lease that somebody waits to have on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseCount {
+    /// Its row in the catalog has it.
+    Written,
+    /// It is to be written.
+    Open,
+    /// The lease is over; nobody may ever write it.
+    Over,
+}
+
 impl Written {
     pub(crate) fn from_u8(raw: u8) -> Written {
         match raw {
@@ -282,13 +293,16 @@ impl Arena<'_> {
         }
     }
 
-    /// Whether the count of this lease is in its row, or the lease is over.
-    pub fn is_count_written(&self, queue: QueueRef, msg_id: i64, lease_id: i64) -> bool {
-        let Some(q) = self.index_of(queue) else { return true };
+    /// What became of the count of this lease, which somebody waits to have on disk.
+    pub fn lease_count(&self, queue: QueueRef, msg_id: i64, lease_id: i64) -> LeaseCount {
+        let Some(q) = self.index_of(queue) else { return LeaseCount::Over };
         let slot = self.find(q, msg_id);
-        slot == NIL || {
-            let record = &self.slots[slot as usize];
-            record.lease_running() != lease_id || record.written() >= Written::Count
+        if slot == NIL || self.slots[slot as usize].lease_running() != lease_id {
+            LeaseCount::Over
+        } else if self.slots[slot as usize].written() >= Written::Count {
+            LeaseCount::Written
+        } else {
+            LeaseCount::Open
         }
     }
 

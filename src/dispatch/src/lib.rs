@@ -60,7 +60,7 @@ pub use arena::{Arena, Config, Head, Parts, Queue, QueueRef};
 pub use check::Bounds;
 pub use effects::{Effects, EFFECTS_MAX};
 pub use finish::{Fence, Pin, Pinned};
-pub use lease::{LeaseRow, LeaseWalk, Restore, RowFate, Written, SWEEP_US};
+pub use lease::{LeaseCount, LeaseRow, LeaseWalk, Restore, RowFate, Written, SWEEP_US};
 pub use load::{LoadRow, LoadStart, ScanStart, HORIZON_US, SCAN_LEAD_US};
 pub use policy::{backoff_us, Policy};
 pub use slot::{Row, Slot, State, Tid, View};

@@ -235,11 +235,12 @@ fn lease_whose_row_raised_the_count_is_written_again() {
         if !is_written_first {
             d.written(&rows[0], Written::Count);
         }
-        assert!(!d.arena().is_count_written(queue, 1, taken.lease_id), "a smaller one is");
+        let state = d.arena().lease_count(queue, 1, taken.lease_id);
+        assert_eq!(state, LeaseCount::Open, "a smaller one is written");
         assert!(d.tick().flush);
         assert_eq!(d.walk(8)[0].count, 5);
         d.write_all();
-        assert!(d.arena().is_count_written(queue, 1, taken.lease_id));
+        assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Written);
     }
 }
 
@@ -282,25 +283,26 @@ fn lease_written_after_its_release_is_recounted() {
 }
 
 #[test]
-fn is_count_written_is_true_of_a_written_count_and_of_a_lease_that_is_over() {
+fn lease_count_tells_a_written_count_from_a_lease_that_is_over() {
     let mut d = Desk::new(16, 2, 8);
     let queue = d.queue;
     d.publish(1);
     let taken = d.take_for(1, 30, 0)[0];
-    assert!(!d.arena().is_count_written(queue, 1, taken.lease_id));
-    assert!(d.arena().is_count_written(queue, 1, taken.lease_id + 1));
-    assert!(d.arena().is_count_written(queue, 2, taken.lease_id));
+    assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Open);
+    assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id + 1), LeaseCount::Over);
+    assert_eq!(d.arena().lease_count(queue, 2, taken.lease_id), LeaseCount::Over);
     d.pin(1, Fence::Lease(taken.lease_id), 5);
-    assert!(!d.arena().is_count_written(queue, 1, taken.lease_id));
+    assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Open);
     let rows = d.walk(8);
     d.written(&rows[0], Written::Count);
-    assert!(d.arena().is_count_written(queue, 1, taken.lease_id));
+    assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Written);
     d.undo(1, 5);
-    assert!(d.arena().is_count_written(queue, 1, taken.lease_id));
+    assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Written);
     d.pass(30 * SECOND_US);
     let next = d.take_for(1, 30, 0)[0];
-    assert!(d.arena().is_count_written(queue, 1, taken.lease_id));
-    assert!(!d.arena().is_count_written(queue, 1, next.lease_id), "the row is the earlier one's");
+    assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Over);
+    let state = d.arena().lease_count(queue, 1, next.lease_id);
+    assert_eq!(state, LeaseCount::Open, "the row is the earlier one's");
 }
 
 #[test]
@@ -343,5 +345,5 @@ fn reset_wakes_who_waits_for_what_will_not_be_written() {
     d.memory.arena().reset(Config { slots_min: 2, window: 4 }, 42, &mut d.fx);
     assert_eq!(d.woken(), [3, WORKER]);
     let queue = d.queue;
-    assert!(d.arena().is_count_written(queue, 1, 5), "of an arena that is gone");
+    assert_eq!(d.arena().lease_count(queue, 1, 5), LeaseCount::Over, "of an arena that is gone");
 }
