@@ -299,6 +299,23 @@ fn reader_with_a_transaction_id_has_the_worker_load() {
 }
 
 #[test]
+fn reader_with_a_transaction_id_that_has_waited_long_still_has_the_worker_load() {
+    let cluster = ClusterOptions::default().start().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let (mut client, mut reader) = (session(&database), session(&database));
+    client.batch_execute("CREATE TABLE t (n int)").unwrap();
+    assert!(read(&mut client, "q", 1).is_empty()); // tracked
+    worker_pid(&database);
+    reader.batch_execute("BEGIN; INSERT INTO t VALUES (1)").unwrap();
+    let reading = start_read(reader, "q");
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    advance_clock(&mut client, "5 s");
+    client.batch_execute("ALTER TABLE queue.q SET (fillfactor = 90)").unwrap(); // all of it is under a mark
+    let msg_id = send(&mut client, "q", 1);
+    assert_eq!(ids(&joined(reading).1), [msg_id]);
+}
+
+#[test]
 fn scan_whose_snapshot_is_older_than_a_publish_loses_nothing() {
     let database = database_with(&["q"]);
     let (mut sender, mut reader) = (session(&database), session(&database));
@@ -314,6 +331,22 @@ fn scan_whose_snapshot_is_older_than_a_publish_loses_nothing() {
     assert_eq!(read_awaited(&mut reader, "q").msg_id, first);
     assert_eq!(read_awaited(&mut reader, "q").msg_id, second);
     assert_eq!(state(&mut reader, "q", far).as_deref(), Some("delayed"));
+}
+
+#[test]
+fn reader_who_finds_a_scan_running_waits_for_it() {
+    let cluster = ClusterOptions::default().start().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let (mut client, reader) = (session(&database), session(&database));
+    assert!(read(&mut client, "q", 1).is_empty()); // tracked
+    let mut hold = Hold::backend(&database, "scan-snapshot", worker_pid(&database));
+    let msg_id = send_delayed(&mut client, "q", "400 ms");
+    hold.wait_reached();
+    advance_clock(&mut client, "1 s"); // it is due, and the worker is on its way to it
+    let reading = reader.run_with(|client| try_read(client, "q", 1, None, "0")).unwrap();
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    hold.release();
+    assert_eq!(ids(&joined(reading).1), [msg_id]);
 }
 
 #[test]

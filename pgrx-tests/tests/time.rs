@@ -534,6 +534,29 @@ fn sleeper_woken_for_the_servers_own_reasons_keeps_its_place() {
 }
 
 #[test]
+fn wait_without_a_worker_sees_what_becomes_due() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    set_worker(&database, false);
+    send(&mut client, "q", 1);
+    let begun = Instant::now();
+    assert_eq!(read_for(&mut client, "q", 1, "500 ms").len(), 1);
+    assert_eq!(try_wait(&mut client, "'q'", LONG).unwrap().as_deref(), Some("q"));
+    let (took, most) = (begun.elapsed(), Duration::from_secs(10));
+    assert!(took >= Duration::from_millis(500) && took < most, "{took:?}");
+    // Nor does it count on a worker that ends while it sleeps.
+    set_worker(&database, true);
+    drain(&mut client, "q");
+    let waiting = waiter_asleep(&database, "'q'");
+    send_delayed(&mut client, "q", "4 s");
+    set_worker(&database, false);
+    let begun = Instant::now();
+    assert_eq!(waited(waiting).as_deref(), Some("q"));
+    assert!(begun.elapsed() < most, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn wait_with_bad_input_says_so() {
     let database = database_with(&["q"]);
     let mut client = session(&database);

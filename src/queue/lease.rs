@@ -109,8 +109,8 @@ fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
 }
 
 /// Sleeps until the worker has written the counts of these leases (message, lease) and its transaction is on disk. A
-/// lease that ends before that, at `until_us` (on the clock that never jumps), is an error: its message would be
-/// delivered, and no crash would leave a trace of it.
+/// lease that is lost before that, or ends at `until_us` (on the clock that never jumps), is an error: its message would
+/// be delivered, and no crash would leave a trace of it.
 pub fn await_written(queue: &Queue, at: QueueRef, leases: &[(i64, i64)], until_us: i64) -> Result<()> {
     /// Should a wake-up be lost with the worker, somebody looks all the same.
     const LOOK_US: i64 = 1_000_000;
@@ -119,26 +119,23 @@ pub fn await_written(queue: &Queue, at: QueueRef, leases: &[(i64, i64)], until_u
     loop {
         // A chunk at a time, and first of all registered: what is written from then on wakes us.
         let chunk = &open[..open.len().min(CHUNK_MAX)];
-        let (written, left_us, has_worker) = shmem::with_arena(|arena, now, fx| {
+        let (written, is_lost, left_us, has_worker) = shmem::with_arena(|arena, now, fx| {
             arena.written_wait(me, database);
-            let left_us = until_us.saturating_sub(now.mono_us);
-            let is_settled = |(msg, lease): &&(i64, i64)| match arena.lease_count(at, *msg, *lease) {
-                LeaseCount::Written => true,
-                LeaseCount::Open => false,
-                LeaseCount::Over => left_us > 0, // finished by somebody else, with the message's id alone
-            };
+            let state = |(msg, lease): &(i64, i64)| arena.lease_count(at, *msg, *lease);
+            let is_settled = |one: &&(i64, i64)| matches!(state(one), LeaseCount::Written | LeaseCount::Gone);
             let written = chunk.iter().take_while(is_settled).count();
-            if written < chunk.len() {
+            let is_lost = chunk.get(written).is_some_and(|one| state(one) == LeaseCount::Over);
+            if written < chunk.len() && !is_lost {
                 arena.flush_again(at, 0, fx);
             }
-            (written, left_us, arena.worker_proc(database) != NIL)
+            (written, is_lost, until_us.saturating_sub(now.mono_us), arena.worker_proc(database) != NIL)
         })?;
         open = &open[written..];
         let Some((msg_id, _)) = open.first() else { return Ok(()) };
         if written == chunk.len() {
             continue;
         }
-        if left_us <= 0 {
+        if is_lost || left_us <= 0 {
             return Err(Error::LeaseOver { queue: queue.name.clone(), msg_id: *msg_id });
         }
         if !has_worker {

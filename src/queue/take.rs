@@ -120,9 +120,14 @@ fn take_ready(
         }
         crate::wait_point!("take-fetch");
         let expires_us = now.wall_us.saturating_add(lease_us);
-        given += fetch(queue, at, taken, expires_us, mode, give)?;
+        given += fetch(queue, at, taken, expires_us, mode, &mut |delivery: Delivery| {
+            if is_durable {
+                let msg_id = delivery.record.value(column::MSG_ID).get::<i64>();
+                leases.extend(msg_id.map(|msg_id| (msg_id, delivery.lease_id)));
+            }
+            give(delivery);
+        })?;
         if is_durable {
-            leases.extend(taken.iter().map(|one| (one.msg_id, one.lease_id)));
             leases_until_us = leases_until_us.min(now.mono_us.saturating_add(lease_us));
         }
         if count < want {
@@ -389,7 +394,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         let until_us = match next {
             Next::TakeAgain => continue,
             Next::Await if request.never_waits => return Ok(()),
-            Next::Await => start_us.saturating_add(LOAD_PATIENCE_US).max(deadline_us),
+            Next::Await => now.mono_us.saturating_add(AWAIT_US),
             Next::Empty => deadline_us,
         };
         let until_us = until_us.min(wait::strikes_us(start_us, now));
@@ -416,6 +421,9 @@ pub enum Next {
 /// nor makes one itself for longer.
 pub const LOAD_PATIENCE_US: i64 = SECOND_US;
 
+/// How soon one who waits for another's load looks again, microseconds: of an end that brings nothing he is not told.
+pub const AWAIT_US: i64 = 10_000;
+
 /// Most loads of one call between two sleeps: a load can end under a mark again, if messages without room were
 /// published meanwhile.
 const LOADS_MAX: u32 = 3;
@@ -425,8 +433,9 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
     let mut next = Next::Empty;
     let is_patient = clock::now().mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
     for queue in queues {
-        let (is_marked, is_paused, is_ready) =
-            queue.with(|arena, at, _, _| (arena.load_needed(at), arena.is_paused(at), arena.has_ready(at)))?;
+        let (is_marked, is_due, is_paused, is_ready) = queue.with(|arena, at, now, _| {
+            (arena.load_needed(at), arena.scan_needed(at, now), arena.is_paused(at), arena.has_ready(at))
+        })?;
         if is_paused {
             continue;
         }
@@ -434,14 +443,21 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
             return Ok(Next::TakeAgain); // loaded or published by others since we took
         }
         if !resolve::may_load() {
-            if is_marked && is_patient && !journal::is_created_here(queue.relation) {
-                queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?;
-                next = Next::Await;
+            if (is_marked || is_due) && !journal::is_created_here(queue.relation) {
+                queue.with(|arena, at, _, fx| {
+                    arena.load_ask(at, fx);
+                    arena.queue_look(at, fx);
+                })?;
+                if is_patient {
+                    next = Next::Await;
+                }
             }
             continue;
         }
-        if load::scan(queue)? == Loaded::Done && has_ready(queue)? {
-            return Ok(Next::TakeAgain);
+        match load::scan(queue)? {
+            Loaded::Done if has_ready(queue)? => return Ok(Next::TakeAgain),
+            Loaded::Busy if is_patient => next = Next::Await,
+            _ => {}
         }
         if !is_marked {
             continue;
@@ -470,7 +486,7 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
 
 /// Whether something may be taken at once.
 pub fn has_ready(queue: &Queue) -> Result<bool> {
-    queue.with(|arena, at, _, _| arena.has_ready(at))
+    queue.with(|arena, at, now, fx| arena.look_ready(at, now, fx))
 }
 
 fn lease_us(args: &Args, position: usize) -> Result<Option<i64>> {

@@ -11,7 +11,7 @@ use crate::pg::table::AccessShareLock;
 use crate::pg::user::Right;
 use crate::pg::{clock, latch, shmem, xact};
 use crate::queue::resolve::{self, Queue};
-use crate::queue::take::{bring_in, has_ready, Next, LOAD_PATIENCE_US};
+use crate::queue::take::{bring_in, has_ready, Next, AWAIT_US};
 use crate::queue::{args, journal};
 use crate::settings::{self, SECOND_US};
 use queue_dispatch::{Now, QueueRef, NEVER_US};
@@ -151,7 +151,7 @@ fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<
         let now = clock::now();
         let until_us = match next {
             Next::TakeAgain => continue,
-            Next::Await => start_us.saturating_add(LOAD_PATIENCE_US.max(wait_us)),
+            Next::Await => now.mono_us.saturating_add(AWAIT_US),
             Next::Empty => start_us.saturating_add(wait_us),
         };
         let until_us = until_us.min(strikes_us(start_us, now));

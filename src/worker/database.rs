@@ -82,9 +82,9 @@ pub fn main(database: u32) {
     let enabled = survey::enabled_setting();
     worker::at_exit(|| {
         let (database, me) = (user::database(), latch::my_proc());
-        let _ = shmem::with_arena(|arena, _, _| {
+        let _ = shmem::with_arena(|arena, _, fx| {
             if arena.worker_proc(database) == me {
-                arena.worker_set(database, NIL);
+                arena.worker_end(database, fx);
             }
         });
         super::wake_launcher(); // which is not told of a worker that another one started
@@ -248,6 +248,10 @@ fn serve(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
             Ok(true)
         });
         if done != Some(true) {
+            if tick.load {
+                let _ = shmem::with_arena(|arena, _, fx| arena.load_ask(tick.queue, fx));
+                // a load that failed asked nobody
+            }
             next_us = later_us();
         }
     }

@@ -46,7 +46,9 @@ pub enum LeaseCount {
     Written,
     /// It is to be written.
     Open,
-    /// The lease is over; nobody may ever write it.
+    /// The message was finished.
+    Gone,
+    /// The lease is over, or nothing is known of it: nobody may ever write it.
     Over,
 }
 
@@ -297,7 +299,10 @@ impl Arena<'_> {
     pub fn lease_count(&self, queue: QueueRef, msg_id: i64, lease_id: i64) -> LeaseCount {
         let Some(q) = self.index_of(queue) else { return LeaseCount::Over };
         let slot = self.find(q, msg_id);
-        if slot == NIL || self.slots[slot as usize].lease_running() != lease_id {
+        if slot == NIL {
+            // What knows more deliveries than its row keeps its slot.
+            LeaseCount::Gone
+        } else if self.slots[slot as usize].lease_running() != lease_id {
             LeaseCount::Over
         } else if self.slots[slot as usize].written() >= Written::Count {
             LeaseCount::Written

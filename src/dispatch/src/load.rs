@@ -49,7 +49,7 @@ pub enum ScanStart {
     },
     /// Nothing is due soon.
     Nothing,
-    /// Another backend loads.
+    /// Something is due, and another backend loads or scans.
     Busy,
 }
 
@@ -188,12 +188,12 @@ impl Arena<'_> {
     pub fn scan_begin(&mut self, queue: QueueRef, loader: u32, now: Now) -> ScanStart {
         let Some(q) = self.index_of(queue) else { return ScanStart::Nothing };
         let has_room = self.window_has_room(q);
+        if self.queues[q as usize].loader != NIL {
+            return if self.is_beyond_due(q, now) { ScanStart::Busy } else { ScanStart::Nothing };
+        }
         let record = &mut self.queues[q as usize];
         if record.beyond_us > now.wall_us.saturating_add(SCAN_LEAD_US) || !has_room {
             return ScanStart::Nothing;
-        }
-        if record.loader != NIL {
-            return ScanStart::Busy;
         }
         record.loader = loader;
         record.is_scanning = true;
@@ -206,6 +206,21 @@ impl Arena<'_> {
         let until_us = now.wall_us.saturating_add(HORIZON_US).max(record.horizon_us);
         record.horizon_us = until_us;
         ScanStart::Range { after_us, until_us }
+    }
+
+    /// Whether a message beyond the horizon is due by now, or was when the scan that runs began.
+    fn is_beyond_due(&self, q: u32, now: Now) -> bool {
+        let record = &self.queues[q as usize];
+        let scanned_us = if record.is_scanning { record.scan_beyond_us } else { NEVER_US };
+        record.beyond_us.min(scanned_us) <= now.wall_us
+    }
+
+    /// A message beyond the horizon is due, and there is room for it: whoever finds nothing to take scans for it
+    /// ([`Arena::scan_begin`]) or waits for who does, for readers do not depend on the worker's punctuality.
+    pub fn scan_needed(&self, queue: QueueRef, now: Now) -> bool {
+        self.index_of(queue).is_some_and(|q| {
+            self.is_beyond_due(q, now) && self.window_has_room(q) && !self.queues[q as usize].is_hungry
+        })
     }
 
     /// Ends a scan: everything due up to `reached_us` has a slot; the first message due after that is due at
@@ -246,8 +261,15 @@ impl Arena<'_> {
 
     /// Asks the worker to load, for one that must not do so itself.
     pub fn load_ask(&mut self, queue: QueueRef, fx: &mut Effects) {
-        let Some(q) = self.index_of(queue) else { return };
-        self.queues[q as usize].load_wanted = true;
-        self.worker_wanted(q, fx);
+        if let Some(q) = self.index_of(queue) {
+            self.load_want(q, fx);
+        }
+    }
+
+    /// Only what the worker will see to is taken for asked: under a mark, where there is a worker.
+    pub(crate) fn load_want(&mut self, q: u32, fx: &mut Effects) {
+        if self.queues[q as usize].mark != NO_MARK && self.worker_called_at(q, 0, fx) {
+            self.queues[q as usize].load_wanted = true;
+        }
     }
 }

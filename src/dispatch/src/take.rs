@@ -326,12 +326,11 @@ impl Arena<'_> {
             self.file_leased(slot, lease.until_us, fx);
             taken += 1;
         }
-        let record = &mut self.queues[q as usize];
+        let record = &self.queues[q as usize];
         let is_low = record.ready_len < self.head.config.window.div_ceil(4);
         // Whoever took nothing loads itself, or asks if it must not.
         if taken > 0 && is_low && record.mark != NO_MARK && record.loader == NIL && !record.load_wanted {
-            record.load_wanted = true;
-            self.worker_wanted(q, fx);
+            self.load_want(q, fx);
         }
         taken
     }
@@ -505,10 +504,12 @@ impl Arena<'_> {
         self.index_of(queue).is_some_and(|q| self.queues[q as usize].mark != NO_MARK)
     }
 
-    /// A message beyond the horizon is due: whoever finds nothing to take scans for it
-    /// ([`Arena::scan_begin`]), for readers do not depend on the worker's punctuality.
-    pub fn scan_needed(&self, queue: QueueRef, now: Now) -> bool {
-        self.index_of(queue).is_some_and(|q| self.queues[q as usize].beyond_us <= now.wall_us)
+    /// Something may be taken at once, what has just become due included.
+    pub fn look_ready(&mut self, queue: QueueRef, now: Now, fx: &mut Effects) -> bool {
+        if let Some(q) = self.index_of(queue) {
+            self.promote(q, now, fx);
+        }
+        self.has_ready(queue)
     }
 
     /// Something may be taken at once.

@@ -67,7 +67,7 @@ impl Arena<'_> {
         self.dbs.iter().position(|db| db.oid == oid).map(|index| index as u32)
     }
 
-    /// A worker begins (`proc`) or ends (`NIL`). False: more databases than the table holds.
+    /// A worker begins. False: more databases than the table holds.
     pub fn worker_set(&mut self, oid: u32, proc: u32) -> bool {
         let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
         let has_listeners = self.dbs[index as usize].has_listeners;
@@ -78,6 +78,21 @@ impl Arena<'_> {
             }
         }
         true
+    }
+
+    /// The worker ends. Who sleeps counted on it to be woken: one for each queue looks again, and sleeps until what is
+    /// due next.
+    pub fn worker_end(&mut self, oid: u32, fx: &mut Effects) {
+        self.worker_set(oid, NIL);
+        for q in 0..self.head.queues_touched {
+            let queue = &mut self.queues[q as usize];
+            if queue.is_attached && queue.database == oid {
+                queue.load_wanted = false;
+                if queue.waiter_first != NIL && queue.woken_len == 0 {
+                    self.announce(q, fx);
+                }
+            }
+        }
     }
 
     /// The database is gone, or has no queues any more.
@@ -202,7 +217,9 @@ impl Arena<'_> {
             }
             let mut next_us = self.promote(q, now, fx);
             let has_room = self.window_has_room(q);
-            let record = &self.queues[q as usize];
+            let record = &mut self.queues[q as usize];
+            // Whoever leaves the window nearly empty asks again.
+            record.load_wanted &= record.mark != NO_MARK && has_room;
             let is_idle = record.loader == NIL;
             let mut scan = false;
             if record.beyond_us != NEVER_US {
@@ -226,7 +243,7 @@ impl Arena<'_> {
                 queue: QueueRef { epoch: self.head.epoch, generation: record.generation, index: q },
                 relation: record.relation,
                 next_us,
-                load: record.load_wanted && record.mark != NO_MARK && is_idle && has_room && !record.is_hungry,
+                load: record.load_wanted && is_idle && !record.is_hungry,
                 scan,
                 exhausted: record.exhausted_len,
                 is_new: record.is_new,

@@ -290,7 +290,7 @@ fn lease_count_tells_a_written_count_from_a_lease_that_is_over() {
     let taken = d.take_for(1, 30, 0)[0];
     assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Open);
     assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id + 1), LeaseCount::Over);
-    assert_eq!(d.arena().lease_count(queue, 2, taken.lease_id), LeaseCount::Over);
+    assert_eq!(d.arena().lease_count(queue, 2, taken.lease_id), LeaseCount::Gone);
     d.pin(1, Fence::Lease(taken.lease_id), 5);
     assert_eq!(d.arena().lease_count(queue, 1, taken.lease_id), LeaseCount::Open);
     let rows = d.walk(8);

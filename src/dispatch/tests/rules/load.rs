@@ -113,6 +113,51 @@ fn scan_abort_leaves_the_horizon_where_it_was() {
 }
 
 #[test]
+fn scan_needed_is_true_of_what_another_scans_for_once_it_is_due() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    d.publish_row(due(1, SECOND_US), Change::Insert);
+    assert!(matches!(d.arena().scan_begin(queue, 2, now), ScanStart::Range { .. }));
+    assert!(!d.arena().scan_needed(queue, now), "not yet due");
+    d.now = Now { mono_us: now.mono_us + SECOND_US, wall_us: now.wall_us + SECOND_US };
+    let now = d.now;
+    assert!(d.arena().scan_needed(queue, now));
+    assert_eq!(d.arena().scan_begin(queue, 3, now), ScanStart::Busy);
+    assert_eq!(d.load_row(due(1, 0)), LoadRow::Known);
+    d.memory.arena().scan_end(queue, 2, now.wall_us + SECOND_US, NEVER_US, now, &mut d.fx);
+    assert!(!d.arena().scan_needed(queue, now) && d.arena().has_ready(queue));
+}
+
+#[test]
+fn load_ask_is_remembered_only_where_somebody_will_see_to_it() {
+    let mut d = Desk::new(16, 2, 4);
+    let queue = d.queue;
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    d.memory.arena().load_ask(queue, &mut d.fx); // there is no worker
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    assert!(!d.tick().load);
+    d.arena().load_begin(queue, 2);
+    d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
+    d.memory.arena().load_ask(queue, &mut d.fx); // there is no mark any more
+    d.memory.arena().queue_mark(queue, 5, &mut d.fx);
+    assert!(!d.tick().load);
+    d.memory.arena().load_ask(queue, &mut d.fx);
+    assert!(d.tick().load);
+    // Where there is no room it is asked anew by whoever makes some.
+    d.arena().load_begin(queue, 2);
+    (1..=4).for_each(|id| assert_eq!(d.load_row(row(id)), LoadRow::Known));
+    assert_eq!(d.load_row(row(5)), LoadRow::Full);
+    d.memory.arena().load_ask(queue, &mut d.fx);
+    d.memory.arena().load_end(queue, 2, 5, &mut d.fx);
+    assert!(!d.tick().load);
+    d.worker_sleeps();
+    d.woken();
+    d.take(4);
+    assert_eq!(d.woken(), [WORKER]);
+    assert!(d.tick().load);
+}
+
+#[test]
 fn publish_during_a_scan_without_room_lowers_the_horizon_at_its_end() {
     let mut d = Desk::new(8, 1, 1);
     let (queue, now) = (d.queue, d.now);

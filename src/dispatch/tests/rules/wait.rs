@@ -116,6 +116,32 @@ fn worker_is_woken_even_when_readers_fill_the_list() {
 }
 
 #[test]
+fn worker_that_ends_has_one_of_each_queues_sleepers_look() {
+    let mut d = Desk::new(32, 2, 16);
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.wait(1);
+    d.wait(2);
+    d.publish_row(due(1, SECOND_US), Change::Insert); // the worker's matter
+    d.worker_sleeps();
+    d.woken();
+    d.memory.arena().worker_end(DATABASE, &mut d.fx);
+    assert_eq!(d.woken(), [1]);
+    assert_eq!(d.arena().worker_proc(DATABASE), NIL);
+}
+
+#[test]
+fn look_ready_makes_ready_what_is_due() {
+    let mut d = Desk::new(32, 2, 16);
+    let queue = d.queue;
+    d.publish(1);
+    d.take_one();
+    d.pass(30 * SECOND_US);
+    let now = d.now;
+    assert!(!d.arena().has_ready(queue));
+    assert!(d.memory.arena().look_ready(queue, now, &mut d.fx));
+}
+
+#[test]
 fn worker_sleep_after_something_came_up_returns_its_time() {
     let mut d = Desk::new(32, 2, 16);
     assert!(d.arena().worker_set(DATABASE, WORKER));
