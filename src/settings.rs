@@ -66,7 +66,7 @@ pub fn define(is_preloading: bool) {
         );
         GucRegistry::define_int_guc(
             c"pg_queue.max_queues",
-            c"Most queues in use at a time, over all databases.",
+            c"Most queues used since the server started, over all databases.",
             c"Each is promised its share of one half of pg_queue.max_messages, at most 256 messages.",
             &MAX_QUEUES,
             8,

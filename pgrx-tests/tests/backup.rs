@@ -107,6 +107,26 @@ fn dump_in_two_parts_restores_to_the_same() {
 }
 
 #[test]
+fn restored_message_expires_though_nobody_uses_its_queue() {
+    let cluster = queue_tests::shared_cluster();
+    let from = cluster.create_database().unwrap();
+    let mut client = session(&from);
+    client
+        .batch_execute("SELECT queue_create('mortal'); SELECT queue_send('mortal', '1', ttl => '5 s')")
+        .unwrap();
+    let dump = program(cluster, "pg_dump", &["-Fc", &from.name], b"");
+    let to = cluster.create_bare_database().unwrap();
+    // The worker looks before the indexes are there.
+    for section in ["pre-data", "data", "post-data"] {
+        let section = format!("--section={section}");
+        program(cluster, "pg_restore", &["--exit-on-error", &section, "-d", &to.name], &dump);
+        to.wait_until_backend_waits(worker_pid(&to), "Extension", None);
+    }
+    let mut client = session(&to);
+    queue_tests::wait_until("it is gone", || rows(&mut client, "mortal") == 0);
+}
+
+#[test]
 fn dump_that_cleans_replaces_what_is_there() {
     let cluster = queue_tests::shared_cluster();
     let (from, held, before) = furnished(cluster);

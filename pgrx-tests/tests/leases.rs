@@ -402,6 +402,23 @@ fn poison_that_takes_longer_than_the_interval_is_buried_after_its_last_delivery(
     poison(false);
 }
 
+#[test]
+fn lease_whose_worker_dies_before_it_is_written_is_written_by_the_next() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    let worker = worker_pid(&database);
+    let mut hold = Hold::backend(&database, "lease-write", worker);
+    send(&mut client, "q", 1);
+    let got = read_for(&mut client, "q", 1, "1 h");
+    advance_clock(&mut client, FLUSH);
+    hold.wait_reached();
+    client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
+    hold.release();
+    wait_until("another worker is there", || worker_pid(&database) != worker);
+    wait_written(&mut client, "q", &ids(&got));
+}
+
 // ---- Durable leases -------------------------------------------------------------------------------------------
 
 fn create_durable(client: &mut Client, queue: &str) {

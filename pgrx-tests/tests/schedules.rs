@@ -44,6 +44,24 @@ fn is(client: &mut Client, condition: &str) -> bool {
 }
 
 #[test]
+fn schedule_that_was_restored_without_its_trigger_is_sent() {
+    let cluster = own_cluster();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    schedule(&mut client, "q", "first", "1 hour");
+    wait_worker_asleep(&database);
+    // As pg_restore --data-only --disable-triggers does.
+    client
+        .batch_execute(
+            "ALTER TABLE queue_catalog.schedule DISABLE TRIGGER ALL;
+             UPDATE queue_catalog.schedule SET next_at = now();
+             ALTER TABLE queue_catalog.schedule ENABLE TRIGGER ALL",
+        )
+        .unwrap();
+    wait_sent(&mut client, "q", &["first"]);
+}
+
+#[test]
 fn schedule_sends_when_it_is_due_and_not_before() {
     let cluster = own_cluster();
     let database = database_on(&cluster, &["q"]);

@@ -252,6 +252,24 @@ fn message_expires_after_a_restart_though_nobody_uses_its_queue() {
 }
 
 #[test]
+fn message_expires_though_its_table_was_locked_when_the_worker_looked() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["dead"]);
+    let mut client = session(&database);
+    create_mortal(&mut client, "q", "1 h", "dead");
+    send(&mut client, "q", 1);
+    set_worker(&database, false);
+    cluster.restart(StopMode::Fast).unwrap();
+    let (mut client, mut locker) = (session(&database), session(&database));
+    locker.batch_execute("BEGIN; LOCK TABLE queue.q").unwrap();
+    set_worker(&database, true);
+    database.wait_until_backend_waits(worker_pid(&database), "Extension", None);
+    locker.batch_execute("COMMIT").unwrap();
+    advance_clock(&mut client, "61 min");
+    wait_rows(&mut client, "dead", &[1]);
+}
+
+#[test]
 fn message_expires_on_the_real_clock() {
     let database = database_with(&["q", "dead"]);
     let mut client = session(&database);
@@ -634,6 +652,22 @@ fn notification_of_a_burst_is_one_an_interval() {
     assert!(!got.is_empty() && got.iter().all(|channel| channel == "queue_q"), "{got:?}");
     let most = 2 + (took.as_millis() / 300) as usize;
     assert!(got.len() <= most && got.len() < SENDS / 4, "{} in {took:?}", got.len());
+}
+
+#[test]
+fn notification_comes_for_what_plain_sql_puts_into_a_new_queue() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    worker_pid(&database);
+    for (queue, fill) in [
+        ("one", "INSERT INTO queue.one (message) VALUES ('1')"),
+        ("many", "INSERT INTO queue.many (message) SELECT to_jsonb(n) FROM generate_series(1, 200000) n"),
+    ] {
+        let mut listening = listener(&database, &[&format!("queue_{queue}")]);
+        client.execute("SELECT queue_create($1)", &[&queue]).unwrap();
+        client.batch_execute(fill).unwrap();
+        notified(&mut listening, &format!("queue_{queue}"));
+    }
 }
 
 #[test]

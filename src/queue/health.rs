@@ -59,8 +59,8 @@ fn worker_missing() -> Result<Option<Problem>> {
     let name = database_name();
     let (detail, fix) = if settings::is_worker_enabled() && !is_switched_off(&name) {
         let detail =
-            "This database has no pg_queue worker: no process was free for it (max_worker_processes), it is \
-                      starting, or it fails; the server's log says which.";
+            "This database has no pg_queue worker: no process or place was free for it (max_worker_processes, \
+                      pg_queue.max_databases), it is starting, or it fails; the server's log says which.";
         let most = spi::look("SELECT pg_catalog.current_setting('max_worker_processes')", &[], &[]);
         let most: i64 = most.rows.first().and_then(|r| r[0].text()?.parse().ok()).unwrap_or(8);
         (detail, format!("ALTER SYSTEM SET max_worker_processes = {}", most.saturating_mul(2)))

@@ -118,6 +118,11 @@ impl Journal {
         !self.entries.iter().all(|entry| matches!(entry.op, Op::Leased { was_returned: false, .. }))
     }
 
+    /// Whether this transaction made that queue.
+    fn creates(&self, relation: u32) -> bool {
+        self.entries.iter().any(|e| matches!(e.op, Op::Created { relation: of } if of == relation))
+    }
+
     fn forget(&mut self) {
         self.entries.clear();
         self.overlay.clear();
@@ -362,9 +367,7 @@ pub fn replicated(relation: u32) -> Result<()> {
 
 /// Whether this transaction created the table: then nobody else has sent anything to it.
 pub fn is_created_here(relation: u32) -> bool {
-    JOURNAL.with_borrow(|j| {
-        j.entries.iter().any(|e| matches!(e.op, Op::Created { relation: of } if of == relation))
-    })
+    JOURNAL.with_borrow(|j| j.creates(relation))
 }
 
 /// The leases that this transaction took from a queue and that are not settled yet: message -> lease.
@@ -533,18 +536,19 @@ fn publish(journal: &Journal) {
                     Op::Shorten { at, msg_id, lease_id, until_us } => {
                         arena.shorten(at, msg_id, lease_id, until_us, fx);
                     }
-                    Op::Updated { relation, row } => {
-                        if let Some(at) = arena.queue_find(database, relation) {
-                            arena.publish(at, row, Change::Update, now, fx);
-                        }
-                    }
+                    Op::Updated { relation, row } => match arena.queue_find(database, relation) {
+                        Some(at) => arena.publish(at, row, Change::Update, now, fx),
+                        None => arena.news_unplaced(database, fx),
+                    },
                     Op::MarkFrom { relation, msg_id } => {
-                        if let Some(at) = arena.queue_find(database, relation) {
-                            if msg_id == i64::MIN {
-                                arena.queue_mark_all(at, fx); // DDL
-                            } else {
-                                arena.queue_mark(at, msg_id, fx);
+                        match arena.queue_find(database, relation) {
+                            Some(at) if msg_id == i64::MIN => arena.queue_mark_all(at, fx), // DDL
+                            Some(at) => arena.queue_mark(at, msg_id, fx),
+                            // DDL on a table that is not new: an index that comes back shows what expires, say.
+                            None if msg_id == i64::MIN && !journal.creates(relation) => {
+                                arena.worker_wake(database, fx);
                             }
+                            None => arena.news_unplaced(database, fx),
                         }
                     }
                     Op::Configured { relation, policy, .. } => {
@@ -601,9 +605,7 @@ fn publish(journal: &Journal) {
 
 fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: Now, fx: &mut Effects) {
     let Some(at) = arena.queue_find(database, local.relation) else {
-        if arena.has_listeners(database) {
-            arena.worker_wake(database, fx); // it gives the queue its place, and tells those who listen
-        }
+        arena.news_unplaced(database, fx);
         return;
     };
     match local.state {

@@ -61,7 +61,7 @@ impl Turn {
 /// By table.
 type Turns = HashMap<u32, Turn>;
 
-/// A new queue whose table is locked is looked at again after this long, microseconds.
+/// A queue that could not be looked at, since its table is locked, is looked at again after this long, microseconds.
 const LOOK_AGAIN_US: i64 = 1_000_000;
 /// How often prepared transactions are looked after while there are any, microseconds.
 const PREPARED_US: i64 = 1_000_000;
@@ -103,7 +103,7 @@ pub fn main(database: u32) {
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut turns = Turns::new();
     let mut archives = expiry::Archives::default();
-    let mut prepared_us = 0;
+    let (mut prepared_us, mut look_us) = (0, NEVER_US);
     let mut schedules = Schedules::new();
     loop {
         if worker::reload_config() {
@@ -115,8 +115,10 @@ pub fn main(database: u32) {
             if survey::enabled_setting() != enabled {
                 worker::end(); // the next one begins with it
             }
-            survey::attach_queues(database);
-            archives.look();
+        }
+        if is_called || look_us <= clock::now().mono_us {
+            let is_all = survey::attach_queues(database) & archives.look();
+            look_us = if is_all { NEVER_US } else { clock::now().mono_us + LOOK_AGAIN_US };
         }
         if is_called || prepared_us <= clock::now().mono_us {
             prepared_us = prepared();
@@ -124,7 +126,7 @@ pub fn main(database: u32) {
         if is_called || schedules.due_us() <= clock::now().mono_us {
             schedules.fire();
         }
-        let next_us = prepared_us.min(schedules.due_us()).min(archives.trim());
+        let next_us = prepared_us.min(look_us).min(schedules.due_us()).min(archives.trim());
         latch::sleep(round(database, next_us, &mut turns), wait_event);
     }
 }
@@ -248,11 +250,10 @@ fn serve(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
             Ok(true)
         });
         if done != Some(true) {
-            if tick.load {
-                let _ = shmem::with_arena(|arena, _, fx| arena.load_ask(tick.queue, fx));
-                // a load that failed asked nobody
-            }
             next_us = later_us();
+            if tick.load {
+                let _ = shmem::with_arena(|arena, _, _| arena.load_again(tick.queue, next_us));
+            }
         }
     }
     if tick.exhausted == 0 {

@@ -121,8 +121,8 @@ struct Archive {
 pub struct Archives(Vec<Archive>);
 
 impl Archives {
-    /// Reads the settings anew.
-    pub fn look(&mut self) {
+    /// Reads the settings anew. False: it could not.
+    pub fn look(&mut self) -> bool {
         let found = worker::transaction("looking at archives", || {
             let outcome = spi::look(
                 "SELECT queue::pg_catalog.oid, archive::pg_catalog.oid, archive_retention FROM queue_catalog.queue \
@@ -132,9 +132,11 @@ impl Archives {
             );
             Ok(outcome.rows.iter().filter_map(|row| archive_of(row)).collect::<Vec<_>>())
         });
+        let is_done = found.is_some();
         if let Some(found) = found {
             self.0 = found;
         }
+        is_done
     }
 
     /// Trims what is due. Returns when to come again, on the clock that never jumps.

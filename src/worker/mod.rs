@@ -172,12 +172,17 @@ pub fn prepared_write(lowest: &[(u32, i64)]) -> Result<()> {
     Ok(())
 }
 
-/// DDL on a relation: if it is a queue's table, rows may have come in unseen.
+/// DDL on a relation: if it is a queue's table, or that of the schedules, rows may have come in unseen.
 pub fn table_altered(relation: u32) {
-    if is_queue_table(relation) {
-        if let Err(error) = journal::mark_from(relation, i64::MIN) {
-            error.raise();
-        }
+    let noted = if is_table_in(c"queue", relation) {
+        journal::mark_from(relation, i64::MIN)
+    } else if is_table_in(c"queue_catalog", relation) {
+        journal::worker_called()
+    } else {
+        Ok(())
+    };
+    if let Err(error) = noted {
+        error.raise();
     }
 }
 
@@ -208,11 +213,15 @@ pub fn table_dropped(relation: u32) {
 }
 
 fn is_queue_table(relation: u32) -> bool {
+    is_table_in(c"queue", relation)
+}
+
+fn is_table_in(schema: &std::ffi::CStr, relation: u32) -> bool {
     // Somebody may have schemas of these names and not this extension: with it they are its own, since its script
     // fails where they exist.
     shmem::is_available()
         && worker::has_extension(c"pg_queue")
-        && user::schema(c"queue").is_some_and(|schema| user::relation_schema(relation) == Some(schema))
+        && user::schema(schema).is_some_and(|schema| user::relation_schema(relation) == Some(schema))
 }
 
 /// Extensions or databases are coming or going, in this transaction.

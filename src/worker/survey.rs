@@ -2,19 +2,23 @@
 //! since the server was started. They are given their places in the dispatcher, which then says what is due.
 //!
 //! Such are queues with leases to restore, with messages that expire, and, where somebody listens, all: what becomes
-//! due in them is told. Other queues get their places when they are first used.
+//! due in them is told, and what plain SQL has put there before they had a place. Other queues get their places when
+//! they are first used.
 
 use crate::error::Error;
 use crate::pg::call::Value;
 use crate::pg::table::{self, AccessShareLock, Snapshot, Table};
 use crate::pg::{shmem, spi, user, worker};
-use crate::queue::{column, resolve};
+use crate::queue::column;
+use crate::queue::resolve::{self, Queue};
 use pgrx::pg_sys;
 use queue_dispatch::NEVER_US;
 
-/// Attaches those queues of this database.
-pub fn attach_queues(database: u32) {
-    let has_listeners = shmem::with_arena(|arena, _, _| arena.has_listeners(database)).unwrap_or(false);
+/// Attaches those queues of this database. False: some could not be looked at.
+pub fn attach_queues(database: u32) -> bool {
+    let (has_listeners, has_news) =
+        shmem::with_arena(|arena, _, _| (arena.has_listeners(database), arena.news_unplaced_taken(database)))
+            .unwrap_or_default();
     let found = worker::transaction("looking at queues", || {
         // Rows of leases whose queue is gone are nobody's any more.
         spi::run(
@@ -35,37 +39,56 @@ pub fn attach_queues(database: u32) {
         });
         Ok(queues.collect::<Vec<_>>())
     });
+    let mut is_all = found.is_some();
     for (relation, is_wanted) in found.unwrap_or_default() {
         let is_attached = shmem::with_arena(|arena, _, _| arena.queue_find(database, relation).is_some());
         if is_attached.unwrap_or(true) {
             continue;
         }
         // Each in a transaction of its own: what one owner has done to his table keeps no other's queue.
-        let is_full = worker::transaction("looking at a queue", || {
-            // Any other error: it is locked, changed or dropped right now, and whoever uses it next attaches it.
-            if let Err(error @ Error::Full { .. }) = attach(relation, is_wanted) {
+        let seen = worker::transaction("looking at a queue", || Ok(attach(relation, is_wanted, has_news)));
+        match seen {
+            Some(Err(error @ Error::Full { .. })) => {
                 pgrx::log!("pg_queue worker: some queues are not served until they are used: {error:?}");
-                return Ok(true);
+                break;
             }
-            Ok(false)
-        });
-        if is_full == Some(true) {
-            return;
+            Some(Ok(was_free)) => is_all &= was_free,
+            // Any other error: it is changed or dropped right now, and whoever uses it next attaches it.
+            Some(Err(_)) | None => {}
         }
         pgrx::check_for_interrupts!();
     }
+    if !is_all && has_news {
+        let _ = shmem::with_arena(|arena, _, _| arena.news_unplaced_again(database));
+    }
+    is_all
 }
 
-fn attach(relation: u32, is_wanted: bool) -> crate::Result<()> {
+/// False: it is locked.
+fn attach(relation: u32, is_wanted: bool, has_news: bool) -> crate::Result<bool> {
     if !table::try_lock(relation, AccessShareLock) {
-        return Ok(());
+        return Ok(false);
     }
     let is_here = user::relation_schema(relation) == user::schema(c"queue");
-    let Some(name) = user::relation_name(relation).filter(|_| is_here) else { return Ok(()) };
+    let Some(name) = user::relation_name(relation).filter(|_| is_here) else { return Ok(true) };
     if is_wanted || has_expiring(relation) {
-        resolve::open(&name, AccessShareLock)?;
+        let queue = resolve::open(&name, AccessShareLock)?;
+        if has_news && has_rows(&queue) {
+            queue.with(|arena, at, _, fx| arena.news(at, fx))?;
+        }
     }
-    Ok(())
+    Ok(true)
+}
+
+fn has_rows(queue: &Queue) -> bool {
+    let Some(table) = Table::open(queue.relation, None) else { return false };
+    let snapshot = Snapshot::latest();
+    let mut walk = table.walk(queue.key, i64::MIN, false, &snapshot);
+    let has_some = walk.next().is_some();
+    walk.end();
+    snapshot.done();
+    table.close(None, true);
+    has_some
 }
 
 /// By the index, as the owner has it. No statement: planning one runs functions of the owner's, with the rights of

@@ -266,6 +266,14 @@ impl Arena<'_> {
         }
     }
 
+    /// The worker could not load what it was asked for: it is to try again at `at_us`.
+    pub fn load_again(&mut self, queue: QueueRef, at_us: i64) {
+        if let Some(q) = self.index_of(queue) {
+            self.queues[q as usize].load_wanted |= self.queues[q as usize].mark != NO_MARK;
+            self.worker_comes_at(q, at_us);
+        }
+    }
+
     /// Only what the worker will see to is taken for asked: under a mark, where there is a worker.
     pub(crate) fn load_want(&mut self, q: u32, fx: &mut Effects) {
         if self.queues[q as usize].mark != NO_MARK && self.worker_called_at(q, 0, fx) {

@@ -6,7 +6,7 @@ use crate::take::Taken;
 use crate::tree;
 use crate::{Effects, Now, NEVER_US, NIL, NO_MARK};
 
-/// A database with a worker.
+/// A database with a worker, or with listeners.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Db {
@@ -19,11 +19,20 @@ pub struct Db {
     pub(crate) is_called: bool,
     /// A session of this database may listen for notifications.
     pub(crate) has_listeners: bool,
+    /// Something came to a queue that has no place here.
+    pub(crate) has_unplaced_news: bool,
 }
 
 impl Db {
     /// An unused entry.
-    pub const FREE: Db = Db { oid: 0, proc: NIL, wake_at_us: 0, is_called: false, has_listeners: false };
+    pub const FREE: Db = Db {
+        oid: 0,
+        proc: NIL,
+        wake_at_us: 0,
+        is_called: false,
+        has_listeners: false,
+        has_unplaced_news: false,
+    };
 }
 
 /// What a queue asks of the worker.
@@ -70,8 +79,8 @@ impl Arena<'_> {
     /// A worker begins. False: more databases than the table holds.
     pub fn worker_set(&mut self, oid: u32, proc: u32) -> bool {
         let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
-        let has_listeners = self.dbs[index as usize].has_listeners;
-        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true, has_listeners };
+        let before = self.dbs[index as usize];
+        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true, ..before };
         for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
             if queue.is_attached && queue.database == oid {
                 queue.db = index;
@@ -81,13 +90,22 @@ impl Arena<'_> {
     }
 
     /// The worker ends. Who sleeps counted on it to be woken: one for each queue looks again, and sleeps until what is
-    /// due next.
+    /// due next. It may end in the midst of what a tick told it to do: the next one is told all of that.
     pub fn worker_end(&mut self, oid: u32, fx: &mut Effects) {
-        self.worker_set(oid, NIL);
+        let has_listeners = self.has_listeners(oid);
+        if let Some(index) = self.db_find(oid) {
+            self.dbs[index as usize].proc = NIL;
+        }
         for q in 0..self.head.queues_touched {
             let queue = &mut self.queues[q as usize];
             if queue.is_attached && queue.database == oid {
                 queue.load_wanted = false;
+                queue.is_new = true;
+                queue.flush_at_us = 0;
+                queue.expires_us = i64::MIN;
+                queue.rows_are_stale = true;
+                queue.rows_are_recounted = true;
+                queue.is_news |= has_listeners && (queue.ready_len > 0 || queue.mark != NO_MARK);
                 if queue.waiter_first != NIL && queue.woken_len == 0 {
                     self.announce(q, fx);
                 }
@@ -315,6 +333,34 @@ impl Arena<'_> {
     /// Whether somebody listens, or did, in this database.
     pub fn has_listeners(&self, oid: u32) -> bool {
         self.db_find(oid).is_some_and(|index| self.dbs[index as usize].has_listeners)
+    }
+
+    /// Something came to a queue of this database that has no place here: where somebody listens, the worker gives it one
+    /// and says so.
+    pub fn news_unplaced(&mut self, oid: u32, fx: &mut Effects) {
+        if self.has_listeners(oid) {
+            self.news_unplaced_again(oid);
+            self.worker_wake(oid, fx);
+        }
+    }
+
+    /// The worker could not see to all of it.
+    pub fn news_unplaced_again(&mut self, oid: u32) {
+        if let Some(index) = self.db_find(oid) {
+            self.dbs[index as usize].has_unplaced_news = true;
+        }
+    }
+
+    /// Whether that was so since the last call.
+    pub fn news_unplaced_taken(&mut self, oid: u32) -> bool {
+        self.db_find(oid).is_some_and(|index| core::mem::take(&mut self.dbs[index as usize].has_unplaced_news))
+    }
+
+    /// There is something new in this queue.
+    pub fn news(&mut self, queue: QueueRef, fx: &mut Effects) {
+        if let Some(q) = self.index_of(queue) {
+            self.tell_news(q, fx);
+        }
     }
 
     /// A message that expires at `at_us` (wall clock) was committed; `i64::MIN`: it is not known when.

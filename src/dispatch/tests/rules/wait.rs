@@ -130,6 +130,24 @@ fn worker_that_ends_has_one_of_each_queues_sleepers_look() {
 }
 
 #[test]
+fn worker_that_ends_leaves_what_it_was_told_to_the_next() {
+    let mut d = Desk::new(32, 2, 16);
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.publish(1);
+    d.quiet();
+    let queue = d.queue;
+    d.arena().flush_begin(queue);
+    d.arena().expiry_begin(queue);
+    d.arena().sweep_begin(queue);
+    d.memory.arena().worker_end(DATABASE, &mut d.fx);
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    let tick = d.tick();
+    assert!(tick.is_new && tick.flush && tick.expire, "{tick:?}");
+    d.pass(SWEEP_US);
+    assert!(d.tick().sweep);
+}
+
+#[test]
 fn look_ready_makes_ready_what_is_due() {
     let mut d = Desk::new(32, 2, 16);
     let queue = d.queue;
