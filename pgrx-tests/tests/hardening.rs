@@ -282,6 +282,18 @@ fn drop_database_by_somebody_who_may_not_leaves_its_worker_alone() {
 }
 
 #[test]
+fn rename_of_a_database_that_fails_within_a_transaction_gives_its_worker_back() {
+    let database = database_with(&["q"]);
+    let before = worker_pid(&database);
+    let mut client = shared_cluster().connect("postgres").unwrap();
+    let rename = format!("ALTER DATABASE \"{}\" RENAME TO postgres", database.name);
+    client
+        .batch_execute(&format!("DO $$ BEGIN {rename}; EXCEPTION WHEN duplicate_database THEN END $$"))
+        .unwrap();
+    assert_ne!(worker_pid(&database), before, "it made way, and came back");
+}
+
+#[test]
 fn message_that_cannot_be_moved_does_not_keep_the_others() {
     let database = database_with(&["dead"]);
     let mut client = session(&database);
