@@ -2,7 +2,7 @@
 mod common;
 
 use common::*;
-use queue_tests::{shared_cluster, wait_until};
+use queue_tests::{shared_cluster, wait_until, Database, Session};
 
 /// A role that may log in and make objects in the database, and nothing more.
 fn plain_role(client: &mut postgres::Client, database: &str, role: &str) {
@@ -114,26 +114,88 @@ fn update_after_a_retry_that_failed_under_a_savepoint_is_noticed() {
     assert_eq!(sorted(drain(&mut client, "q")), [later, now]);
 }
 
-#[test]
-fn archive_of_a_row_that_another_transaction_moves_keeps_its_last_version() {
-    let database = database_with(&["q"]);
-    let (mut mover, mut client) = (session(&database), session(&database));
-    let msg_id = send(&mut client, "q", 1);
-    mover.batch_execute("BEGIN; UPDATE queue.q SET headers = '{\"moved\": true}'").unwrap();
+/// What an owner may have put on `queue.q` that has its messages deleted by statements and not by address.
+const ON_DELETE: [&str; 3] = [
+    "CREATE FUNCTION public.watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';
+     CREATE TRIGGER watch AFTER DELETE ON queue.q FOR EACH ROW EXECUTE FUNCTION public.watch()",
+    "CREATE FUNCTION public.watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';
+     CREATE TRIGGER watch BEFORE DELETE ON queue.q FOR EACH ROW EXECUTE FUNCTION public.watch()",
+    "CREATE TABLE public.seen (msg_id bigint);
+     CREATE RULE watch AS ON DELETE TO queue.q DO ALSO INSERT INTO public.seen VALUES (OLD.msg_id)",
+];
+
+/// Runs a statement about a message that another session changes, and commits, while the statement waits for it.
+fn overtaken(
+    database: &Database,
+    client: Session,
+    msg_id: i64,
+    sql: String,
+) -> (Session, Result<String, postgres::Error>) {
+    let mut mover = session(database);
+    let change = format!("BEGIN; UPDATE queue.q SET headers = '{{\"moved\": true}}' WHERE msg_id = {msg_id}");
+    mover.batch_execute(&change).unwrap();
     let pid = client.pid();
-    let archiving = client
-        .run_with(move |client| {
-            client.query_one("SELECT queue_archive('q', $1)", &[&msg_id]).map(|row| row.get::<_, bool>(0))
-        })
-        .unwrap();
+    let running = client.run_with(move |client| client.query_one(&sql, &[]).map(|row| row.get(0))).unwrap();
     database.wait_until_backend_waits(pid, "Lock", Some("transactionid"));
     mover.batch_execute("COMMIT").unwrap();
-    let (mut client, done) = archiving.join().unwrap();
-    assert!(done.unwrap());
-    let row =
-        client.query_one("SELECT msg_id, headers::text, message::text FROM queue_archive.q", &[]).unwrap();
-    let kept: (i64, String, String) = (row.get(0), row.get(1), row.get(2));
-    assert_eq!(kept, (msg_id, "{\"moved\": true}".into(), "1".into()));
+    running.join().unwrap()
+}
+
+#[test]
+fn archive_of_a_row_that_another_transaction_moves_keeps_its_last_version() {
+    for on_delete in [""].iter().chain(&ON_DELETE) {
+        let database = database_with(&["q"]);
+        let mut client = session(&database);
+        client.batch_execute(&format!("SELECT queue_alter('q', max_deliveries => 1); {on_delete}")).unwrap();
+        for (call, expected) in [
+            ("SELECT queue_archive('q', $)::text", "true"),
+            ("SELECT queue_reject('q', $)", "archived"),
+            ("SELECT outcome FROM queue_retry('q', $)", "archived"),
+        ] {
+            let msg_id = send(&mut client, "q", 1);
+            assert_eq!(read_one(&mut client, "q").msg_id, msg_id);
+            let call = call.replace('$', &msg_id.to_string());
+            let (after, done) = overtaken(&database, client, msg_id, call.clone());
+            client = after;
+            assert_eq!(done.unwrap(), expected, "{call} {on_delete}");
+            let sql = "SELECT concat(headers, message) FROM queue_archive.q WHERE msg_id = $1";
+            let kept: String = client.query_one(sql, &[&msg_id]).unwrap().get(0);
+            assert_eq!(kept, "{\"moved\": true}1", "{call} {on_delete}");
+        }
+        assert_eq!(rows(&mut client, "q"), 0);
+    }
+}
+
+#[test]
+fn pop_of_a_row_that_another_transaction_moves_returns_its_last_version() {
+    for on_delete in [""].iter().chain(&ON_DELETE) {
+        let database = database_with(&["q"]);
+        let mut client = session(&database);
+        client.batch_execute(on_delete).unwrap();
+        let msg_id = send(&mut client, "q", 1);
+        let sql = "SELECT concat(headers, message) FROM queue_pop('q')";
+        let (_, popped) = overtaken(&database, client, msg_id, sql.into());
+        assert_eq!(popped.unwrap(), "{\"moved\": true}1", "{on_delete}");
+    }
+}
+
+#[test]
+fn archive_under_repeatable_read_of_a_row_that_a_statement_deletes_is_refused_if_it_moves() {
+    for on_delete in ON_DELETE {
+        let database = database_with(&["q"]);
+        let (mut client, mut sender) = (session(&database), session(&database));
+        client.batch_execute(on_delete).unwrap();
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM queue.q").unwrap();
+        // What the transaction's own snapshot does not show may be finished all the same.
+        let newer = send(&mut sender, "q", 1);
+        client.execute("SELECT queue_archive('q', $1)", &[&newer]).unwrap();
+        let msg_id = send(&mut sender, "q", 2);
+        let call = format!("SELECT queue_archive('q', {msg_id})::text");
+        let (mut client, refused) = overtaken(&database, client, msg_id, call);
+        assert_eq!(code(refused), "40001", "{on_delete}");
+        client.batch_execute("ROLLBACK").unwrap();
+        assert_eq!(drain(&mut client, "q"), [newer, msg_id]);
+    }
 }
 
 #[test]
@@ -217,6 +279,18 @@ fn drop_database_by_somebody_who_may_not_leaves_its_worker_alone() {
     let sql = format!("DROP DATABASE \"{}\"", database.name);
     assert_eq!(code(client.simple_query(&sql)), "42501");
     assert_eq!(worker_pid(&database), before);
+}
+
+#[test]
+fn rename_of_a_database_that_fails_within_a_transaction_gives_its_worker_back() {
+    let database = database_with(&["q"]);
+    let before = worker_pid(&database);
+    let mut client = shared_cluster().connect("postgres").unwrap();
+    let rename = format!("ALTER DATABASE \"{}\" RENAME TO postgres", database.name);
+    client
+        .batch_execute(&format!("DO $$ BEGIN {rename}; EXCEPTION WHEN duplicate_database THEN END $$"))
+        .unwrap();
+    assert_ne!(worker_pid(&database), before, "it made way, and came back");
 }
 
 #[test]

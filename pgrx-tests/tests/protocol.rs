@@ -1092,6 +1092,48 @@ fn exhausted_message_is_moved_once_no_other_transaction_is_at_it() {
     assert_eq!(rows(&mut client, "q"), 0);
 }
 
+/// A trigger that watches deletions, so that the worker deletes by statements and not by address.
+const WATCHED: &str =
+    "CREATE FUNCTION public.watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER watch AFTER DELETE ON queue.q FOR EACH ROW EXECUTE FUNCTION public.watch()";
+
+#[test]
+fn exhausted_message_that_is_changed_meanwhile_is_moved_as_it_is_then() {
+    for (point, watch) in [("move-pinned", WATCHED), ("move-found", ""), ("move-found", WATCHED)] {
+        let database = database_with(&[]);
+        let (mut client, mut other) = (session(&database), session(&database));
+        queue_with_dead_letters(&mut client);
+        client.batch_execute(watch).unwrap();
+        send(&mut client, "q", 7);
+        let mut hold = Hold::backend(&database, point, worker_pid(&database));
+        read_for(&mut client, "q", 1, "50 ms");
+        hold.wait_reached();
+        other.batch_execute("UPDATE queue.q SET headers = '{\"changed\": true}', message = '8'").unwrap();
+        hold.release();
+        assert_eq!(read_awaited(&mut client, "dead").message, 8, "{point} {watch}");
+        let sql = "SELECT headers->>'changed' FROM queue.dead";
+        assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, &str>(0), "true");
+        assert_eq!((rows(&mut client, "q"), rows(&mut client, "dead")), (0, 1));
+    }
+}
+
+#[test]
+fn message_whose_life_is_prolonged_while_it_expires_lives() {
+    for watch in ["", WATCHED] {
+        let database = database_with(&[]);
+        let (mut client, mut other) = (session(&database), session(&database));
+        queue_with_dead_letters(&mut client);
+        client.batch_execute(watch).unwrap();
+        let mut hold = Hold::backend(&database, "move-found", worker_pid(&database));
+        client.batch_execute("SELECT queue_send('q', '7', ttl => '10 ms')").unwrap();
+        hold.wait_reached();
+        other.batch_execute("UPDATE queue.q SET expires_at = NULL").unwrap();
+        hold.release();
+        assert_eq!(read_awaited(&mut client, "q").message, 7, "{watch}");
+        assert_eq!(rows(&mut client, "dead"), 0);
+    }
+}
+
 #[test]
 fn finish_and_move_of_an_exhausted_message_exclude_each_other() {
     let database = database_with(&[]);

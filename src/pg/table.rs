@@ -1,5 +1,5 @@
-//! A queue's table, row by row: by address, by primary key, in key order, and deletion by address. Knows columns
-//! by number and type; what they mean is the caller's business.
+//! A queue's table, row by row: by address, by primary key, in key order, and deletion, or a lock, by
+//! address. Knows columns by number and type; what they mean is the caller's business.
 //!
 //! Nothing here checks privileges, and nothing here goes through the executor: [`Table::is_plain_for_delete`]
 //! says whether that would go past anything that the table's owner put there.
@@ -58,12 +58,12 @@ impl Snapshot {
     }
 }
 
-/// What became of a deletion by address.
+/// What became of a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Deleted {
     /// The row is deleted, if this transaction commits.
     Ok,
-    /// Another transaction updated it: it lies elsewhere now.
+    /// It was updated since: it lies elsewhere now.
     Moved,
     /// It is gone already, or this transaction itself deleted it.
     Gone,
@@ -71,6 +71,18 @@ pub enum Deleted {
     Kept,
     /// Another transaction is at it, and waiting was not wanted.
     Busy,
+}
+
+impl Deleted {
+    fn of(result: pg_sys::TM_Result::Type) -> Deleted {
+        match result {
+            pg_sys::TM_Result::TM_Ok => Deleted::Ok,
+            // Invisible (to a lock only): this transaction itself has changed it since it was checked.
+            pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Invisible => Deleted::Moved,
+            pg_sys::TM_Result::TM_BeingModified | pg_sys::TM_Result::TM_WouldBlock => Deleted::Busy,
+            _ => Deleted::Gone,
+        }
+    }
 }
 
 /// Whether a table of that oid exists and could be locked without waiting.
@@ -278,12 +290,34 @@ impl Table {
                 false,
             )
         };
-        match result {
-            pg_sys::TM_Result::TM_Ok => Deleted::Ok,
-            pg_sys::TM_Result::TM_Updated => Deleted::Moved,
-            pg_sys::TM_Result::TM_BeingModified | pg_sys::TM_Result::TM_WouldBlock => Deleted::Busy,
-            _ => Deleted::Gone,
-        }
+        Deleted::of(result)
+    }
+
+    /// Locks the row at such an address, for a deletion that goes through the executor: what [`Table::delete`] would
+    /// come to is known, and nobody changes the row before it.
+    pub fn lock(&self, tid: Tid, _checked: &Snapshot, wait: bool) -> Deleted {
+        let mut tuple = pg_sys::HeapTupleData { t_self: item_pointer(tid), ..Default::default() };
+        let mut failure = pg_sys::TM_FailureData::default();
+        let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
+        let policy =
+            if wait { pg_sys::LockWaitPolicy::LockWaitBlock } else { pg_sys::LockWaitPolicy::LockWaitSkip };
+        // SAFETY: the line pointer is normal for the same reason as in `delete`. The tuple's header is filled in; the
+        // buffer comes back pinned whatever the result, and is released once.
+        let result = unsafe {
+            let result = pg_sys::heap_lock_tuple(
+                self.relation,
+                &mut tuple,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::LockTupleMode::LockTupleExclusive,
+                policy,
+                false,
+                &mut buffer,
+                &mut failure,
+            );
+            pg_sys::ReleaseBuffer(buffer);
+            result
+        };
+        Deleted::of(result)
     }
 }
 

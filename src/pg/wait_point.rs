@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "publish",
     "take-fetch",
     "load-snapshot",
@@ -25,6 +25,7 @@ const NAMES: [&str; 14] = [
     "return",
     "scan-snapshot",
     "move-pinned",
+    "move-found",
     "redrive-pinned",
     "attach",
     "restore",

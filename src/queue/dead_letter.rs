@@ -1,6 +1,7 @@
 //! What failed for good: moving messages to a dead-letter queue or an archive. Always in the transaction that
 //! deletes them, always after the deletion and only what it deleted, with the rights of the queue's owner: a
-//! consumer who may finish messages needs no rights on the tables they go to.
+//! consumer who may finish messages needs no rights on the tables they go to. A trigger or a rule of that owner's may
+//! have them arrive elsewhere, or nowhere: they count as moved all the same (to come back, they must arrive: `redrive`).
 
 use crate::error::Result;
 use crate::pg::call::Value;

@@ -3,7 +3,8 @@
 //!
 //! The order: pin under the dispatcher's lock (that is where the fence is checked), then, outside it, a snapshot,
 //! then verify what lies at the address, then delete there, the snapshot still held so that the place cannot be
-//! reused meanwhile. A row that another transaction moved is looked up again.
+//! reused meanwhile. A row that another transaction moved is looked up again. Where a statement must delete, for the
+//! sake of a trigger or a rule, the row is locked there first: what is kept of a message is what was deleted.
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
@@ -27,24 +28,20 @@ pub enum Keep {
     Archive,
 }
 
-/// Deletes a row that was just found under `snapshot`; follows it if another transaction moved it.
+/// Deletes a row that was just found under `snapshot`; follows it if it was moved. After `Ok` the table's slot holds
+/// the version that was deleted, so the record that was found there is that one.
 pub fn delete_row(queue: &Queue, table: &Table, tid: Tid, msg_id: i64, snapshot: &Snapshot) -> Result<Deleted> {
-    if !table.is_plain_for_delete() {
-        let plan = queue.plan(For::Delete, || {
-            spi::prepare(
-                &format!("DELETE FROM ONLY {} WHERE msg_id OPERATOR(pg_catalog.=) $1", queue.table_name()),
-                &[pg_sys::INT8OID.into()],
-            )
-        });
-        if plan.run(&[Value::of(msg_id)], Some(snapshot)).processed == 1 {
-            return Ok(Deleted::Ok);
+    let is_plain = table.is_plain_for_delete();
+    // A statement tells nothing of what it deletes, and may find a later version than was found here: what it is to
+    // delete is locked first.
+    let reach = |tid, snapshot: &Snapshot| {
+        if is_plain {
+            table.delete(tid, snapshot, true)
+        } else {
+            table.lock(tid, snapshot, true)
         }
-        let again = Snapshot::latest();
-        let is_kept = table.lookup(queue.key, msg_id, &again).is_some();
-        again.done();
-        return Ok(if is_kept { Deleted::Kept } else { Deleted::Gone });
-    }
-    let mut result = table.delete(tid, snapshot, true);
+    };
+    let mut result = reach(tid, snapshot);
     // Each round another transaction has updated the row and committed; nobody does that for ever.
     const ROUNDS_MAX: usize = 1_000;
     for _ in 0..ROUNDS_MAX {
@@ -54,12 +51,34 @@ pub fn delete_row(queue: &Queue, table: &Table, tid: Tid, msg_id: i64, snapshot:
         pgrx::check_for_interrupts!();
         let again = Snapshot::latest();
         result = match table.lookup(queue.key, msg_id, &again) {
-            Some(record) => table.delete(record.tid(), &again, true),
+            Some(record) => reach(record.tid(), &again),
             None => Deleted::Gone,
         };
         again.done();
     }
-    Ok(result)
+    if is_plain || result == Deleted::Moved {
+        return Ok(result);
+    }
+    // Under the snapshot that the row was found with, also where it is gone: under REPEATABLE READ the statement then
+    // fails, as any would there.
+    delete_by_statement(queue, table, msg_id, snapshot)
+}
+
+/// Deletes a row with whatever triggers and rules its owner put there.
+fn delete_by_statement(queue: &Queue, table: &Table, msg_id: i64, snapshot: &Snapshot) -> Result<Deleted> {
+    let plan = queue.plan(For::Delete, || {
+        spi::prepare(
+            &format!("DELETE FROM ONLY {} WHERE msg_id OPERATOR(pg_catalog.=) $1", queue.table_name()),
+            &[pg_sys::INT8OID.into()],
+        )
+    });
+    if plan.run(&[Value::of(msg_id)], Some(snapshot)).processed == 1 {
+        return Ok(Deleted::Ok);
+    }
+    let again = Snapshot::latest();
+    let is_kept = table.lookup(queue.key, msg_id, &again).is_some();
+    again.done();
+    Ok(if is_kept { Deleted::Kept } else { Deleted::Gone })
 }
 
 /// Takes a pin off again, at once: the message stays.
@@ -228,7 +247,6 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
         };
         match delete_row(queue, &table, record.tid(), *msg_id, &snapshot)? {
             Deleted::Ok => {
-                // The record is the version that was deleted: another than was found, if somebody had moved it.
                 if keep == Keep::Archive {
                     dead_letter::archive(queue, dead_letter::copy(&record, *count), "archived")?;
                 }

@@ -651,13 +651,14 @@ fn detach(database: u32, relation: u32) {
 
 fn aborted() {
     capture::forget(0);
-    crate::worker::database_unwanted();
+    crate::worker::database_unwanted(0);
     end_what_is_open();
     undo_from(0);
 }
 
 fn sub_aborted(id: u32) {
     capture::forget(id);
+    crate::worker::database_unwanted(id);
     end_what_is_open();
     undo_from(id);
 }

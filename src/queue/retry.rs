@@ -146,7 +146,6 @@ fn bury(
     match deleted? {
         Deleted::Ok => {
             mine.then_gone(queue)?;
-            // The record is the version that was deleted: another than was found, if somebody had moved it.
             let copied = dead_letter::copy(record, finish::deliveries(&mine.held, record));
             dead_letter::bury(queue, copied, reason, error)
         }
@@ -359,25 +358,22 @@ pub fn queue_extend_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Deletes a row with whatever triggers its owner put there, with the owner's rights and not the worker's; leaves
-/// it if another transaction is at it.
+/// Deletes a row, which is locked, with whatever triggers its owner put there, with the owner's rights and not the
+/// worker's.
 fn delete_as_owner(queue: &Queue, msg_id: i64) -> Deleted {
-    let table = queue.table_name();
-    let statement = format!(
-        "DELETE FROM ONLY {table} WHERE msg_id OPERATOR(pg_catalog.=) (SELECT msg_id FROM ONLY {table} \
-         WHERE msg_id OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED)"
-    );
+    let statement = format!("DELETE FROM ONLY {} WHERE msg_id OPERATOR(pg_catalog.=) $1", queue.table_name());
     let outcome = user::acting_as(user::owner(queue.relation), || {
         spi::run(&statement, &[pg_sys::INT8OID.into()], &[Value::of(msg_id)])
     });
     if outcome.processed == 1 {
         Deleted::Ok
     } else {
-        Deleted::Busy
+        Deleted::Kept
     }
 }
 
-/// For the worker: deletes a row that was just found under `snapshot`, and waits for nobody.
+/// For the worker: deletes a row that was just found under `snapshot`, and waits for nobody. `Ok`: it was this
+/// version; a later one may be none to be moved away.
 pub fn delete_at_once(
     queue: &Queue,
     table: &Table,
@@ -385,10 +381,13 @@ pub fn delete_at_once(
     msg_id: i64,
     snapshot: &Snapshot,
 ) -> Deleted {
+    crate::wait_point!("move-found");
     if table.is_plain_for_delete() {
-        table.delete(record.tid(), snapshot, false)
-    } else {
-        delete_as_owner(queue, msg_id)
+        return table.delete(record.tid(), snapshot, false);
+    }
+    match table.lock(record.tid(), snapshot, false) {
+        Deleted::Ok => delete_as_owner(queue, msg_id),
+        other => other,
     }
 }
 

@@ -37,6 +37,19 @@ mod tests {
     }
 
     #[pg_test]
+    fn trigger_on_delete_that_changes_the_next_message_has_it_archived_so() {
+        run("SELECT queue_create('q')");
+        trigger(
+            "mark",
+            "AFTER DELETE",
+            "UPDATE queue.q SET headers = '{\"after\": 1}' WHERE msg_id = OLD.msg_id + 1; RETURN NULL;",
+        );
+        run("SELECT * FROM queue_send_batch('q', '{1,2}')");
+        assert_eq!(column("SELECT queue_archive_batch('q', '{1,2}')"), [json!(1), json!(2)]);
+        assert_eq!(value("SELECT headers FROM queue_archive.q WHERE msg_id = 2"), json!({"after": 1}));
+    }
+
+    #[pg_test]
     fn trigger_that_suppresses_the_delete_makes_the_finish_false() {
         run("SELECT queue_create('q')");
         trigger("keep", "BEFORE DELETE", "RETURN NULL;");

@@ -32,7 +32,7 @@ use crate::error::Result;
 use crate::pg::call::Value;
 use crate::pg::shmem::Request;
 use crate::pg::table::Snapshot;
-use crate::pg::{latch, shmem, spi, user, worker};
+use crate::pg::{latch, shmem, spi, user, worker, xact};
 use crate::queue::{admin, journal, resolve, send};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -74,14 +74,15 @@ pub fn is_kept_away(database: u32) -> bool {
 }
 
 thread_local! {
-    /// The database that a statement of this session has asked for.
-    static WANTED: Cell<u32> = const { Cell::new(0) };
+    /// The database that a statement of this session has asked for, and the subtransaction that the statement is in.
+    static WANTED: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
 }
 
-/// The statement that had asked for a database has failed, if there was one. Called in the abort callback.
-pub fn database_unwanted() {
-    let database = WANTED.take();
-    if database != 0 {
+/// If a statement of the subtransactions from `id` up had asked for a database, it has failed. Called in the abort
+/// callbacks.
+pub fn database_unwanted(id: u32) {
+    let (database, sub) = WANTED.get();
+    if database != 0 && sub >= id {
         database_released(database, false);
     }
 }
@@ -112,7 +113,7 @@ pub fn database_wanted(database: u32) {
     if !matches!(placed, Ok(true)) {
         return;
     }
-    WANTED.set(database);
+    WANTED.set((database, xact::sub_id()));
     look_whether_wanted(database);
     worker::wait_until(Duration::from_secs(5), || !has_worker(database));
 }
@@ -127,7 +128,7 @@ fn has_worker(database: u32) -> bool {
 
 /// That statement is over. What the dispatcher knew of a database that is gone is forgotten.
 pub fn database_released(database: u32, is_dropped: bool) {
-    WANTED.set(0);
+    WANTED.set((0, 0));
     let _ = shmem::with_server(|server, _| {
         for request in &mut server.requests {
             if request.database == database {
