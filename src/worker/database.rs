@@ -16,7 +16,7 @@ use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{column, dead_letter, journal, load, resolve, retry};
 use crate::settings;
 use crate::worker::schedules::Schedules;
-use crate::worker::{expiry, leases, notify, survey};
+use crate::worker::{avoid, expiry, leases, notify, survey};
 use pgrx::pg_sys;
 use queue_dispatch::{QueueRef, Taken, Tick, NEVER_US, NIL};
 use std::cell::Cell;
@@ -81,6 +81,7 @@ pub fn main(database: u32) {
     end_if_disabled(database);
     let enabled = survey::enabled_setting();
     worker::at_exit(|| {
+        avoid::worker_ends();
         let (database, me) = (user::database(), latch::my_proc());
         let _ = shmem::with_arena(|arena, _, fx| {
             if arena.worker_proc(database) == me {
@@ -344,7 +345,8 @@ fn try_lock_catalog(name: &str, mode: u32) -> bool {
 
 /// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
 pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
-    if !table::try_lock(tick.relation, mode) || !try_lock_catalog("queue", AccessShareLock) {
+    let is_locked = avoid::may_begin(tick.relation) && table::try_lock(tick.relation, mode);
+    if !is_locked || !try_lock_catalog("queue", AccessShareLock) {
         return Ok(Opened::Locked);
     }
     // Moved to another schema it is a queue no more, whatever has its name now.

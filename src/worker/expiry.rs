@@ -11,6 +11,7 @@ use crate::pg::{clock, shmem, spi, user, worker};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{column, dead_letter, finish, retry};
 use crate::settings::{DAY_US, SECOND_US};
+use crate::worker::avoid;
 use crate::worker::database::{open, Opened};
 use pgrx::pg_sys;
 use queue_dispatch::{Tick, CHUNK_MAX, NEVER_US};
@@ -161,7 +162,7 @@ fn archive_of(row: &[Value]) -> Option<Archive> {
 /// Deletes the oldest rows that are past their time, as the queue's owner. Returns when to come again, wall clock.
 fn trim(archive: &Archive, now_us: i64) -> i64 {
     let Archive { queue, archive, retention_us, .. } = *archive;
-    if !table::try_lock(archive, RowExclusiveLock) {
+    if !avoid::may_begin(archive) || !table::try_lock(archive, RowExclusiveLock) {
         return now_us + AGAIN_US;
     }
     let Some(name) = resolve::archive_name(archive).filter(|_| user::relation_name(queue).is_some()) else {

@@ -9,6 +9,7 @@
 use crate::pg::call::Value;
 use crate::pg::{clock, spi, worker};
 use crate::queue::schedule::{self, Fired};
+use crate::worker::avoid;
 use pgrx::pg_sys;
 use queue_dispatch::NEVER_US;
 use std::collections::HashMap;
@@ -88,8 +89,12 @@ impl Schedules {
 
     fn fire_one(&mut self, due: Due) {
         let what = format!("sending on schedule \"{}\"", due.name);
-        let fired =
-            worker::transaction(&what, || schedule::fire(due.relation, &due.name, clock::now().wall_us));
+        let fired = worker::transaction(&what, || {
+            if !avoid::may_begin(due.relation) {
+                return Ok(Fired::Busy);
+            }
+            schedule::fire(due.relation, &due.name, clock::now().wall_us)
+        });
         let range = match fired {
             Some(Fired::Sent(next_us)) => {
                 self.next_wall_us = self.next_wall_us.min(next_us);

@@ -9,6 +9,7 @@ use crate::pg::call::Value;
 use crate::pg::table::{self, AccessShareLock, Snapshot, Table};
 use crate::pg::{shmem, spi, user, worker};
 use crate::queue::{column, resolve};
+use crate::worker::avoid;
 use pgrx::pg_sys;
 use queue_dispatch::NEVER_US;
 
@@ -57,7 +58,7 @@ pub fn attach_queues(database: u32) {
 }
 
 fn attach(relation: u32, is_wanted: bool) -> crate::Result<()> {
-    if !table::try_lock(relation, AccessShareLock) {
+    if !avoid::may_begin(relation) || !table::try_lock(relation, AccessShareLock) {
         return Ok(());
     }
     let is_here = user::relation_schema(relation) == user::schema(c"queue");
