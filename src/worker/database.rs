@@ -16,7 +16,7 @@ use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{column, dead_letter, journal, load, resolve, retry};
 use crate::settings;
 use crate::worker::schedules::Schedules;
-use crate::worker::{avoid, expiry, leases, notify, survey};
+use crate::worker::{avoid, expiry, leases, notify, survey, TURN_US};
 use pgrx::pg_sys;
 use queue_dispatch::{QueueRef, Taken, Tick, NEVER_US, NIL};
 use std::cell::Cell;
@@ -270,10 +270,12 @@ fn move_away(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
         return turn.until_us;
     }
     let most = if turn.from < turn.single_below { 1 } else { MOVE_MAX };
+    let begun_us = clock::now().mono_us;
     let (left, next) = attempt(database, tick, turn.from, most);
     let now_us = clock::now().mono_us;
     if left.is_none() {
-        turn.failed += 1;
+        // One that took long counts for many: the others have waited for it.
+        turn.failed += 1 + ((now_us - begun_us) / TURN_US).max(0) as usize;
         if most > 1 {
             turn.single_below = next.unwrap_or(i64::MAX);
             return now_us;
@@ -321,7 +323,12 @@ fn attempt(database: u32, tick: &Tick, from: i64, most: usize) -> (Option<usize>
         }
         reached.set(next);
         crate::wait_point!("move-pinned");
-        retry::bury_exhausted(&queue, at, &taken[..count])
+        let until_us = clock::now().mono_us + TURN_US;
+        let (left, rest) = retry::bury_exhausted(&queue, at, &taken[..count], until_us)?;
+        if rest.is_some() {
+            reached.set(rest);
+        }
+        Ok(left)
     });
     (left, reached.get())
 }

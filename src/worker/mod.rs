@@ -25,6 +25,7 @@
 
 pub mod avoid;
 pub mod database;
+pub mod delay;
 pub mod expiry;
 pub mod launcher;
 pub mod leases;
@@ -46,6 +47,10 @@ crate::worker_mains! {
     pg_queue_launcher_main => launcher::main;
     pg_queue_database_main => database::main;
 }
+
+/// How long one duty goes on, microseconds, before the others have their turns; what an owner's triggers take for one
+/// message comes on top ([`worker::limited`]).
+pub const TURN_US: i64 = 100_000;
 
 /// How long a database is left alone at most for a statement that needs it for itself: should the session that
 /// asked for it die, a worker comes back after this.
