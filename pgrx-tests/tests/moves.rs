@@ -200,6 +200,18 @@ fn slow_trigger_keeps_no_other_queue_while_exhausted_messages_are_moved() {
 }
 
 #[test]
+fn slow_trigger_keeps_no_other_queue_while_messages_expire() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    create_slow(&mut client, "DELETE");
+    client.batch_execute("SELECT queue_send('slow', '1', ttl => '1 ms') FROM generate_series(1, 30)").unwrap();
+    wait_honest_moved(&mut client, &database);
+    assert!(rows(&mut client, "slow") > 15, "it did not wait for them");
+    client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
+    wait_until("all are gone", || rows(&mut client, "slow") == 0);
+}
+
+#[test]
 fn slow_trigger_keeps_no_other_queue_while_schedules_fire() {
     let database = database_with(&[]);
     let mut client = session(&database);

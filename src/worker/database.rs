@@ -103,6 +103,7 @@ pub fn main(database: u32) {
     }
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut turns = Turns::new();
+    let mut expiring = expiry::Expiring::default();
     let mut archives = expiry::Archives::default();
     let mut prepared_us = 0;
     let mut schedules = Schedules::new();
@@ -126,7 +127,7 @@ pub fn main(database: u32) {
             schedules.fire();
         }
         let next_us = prepared_us.min(schedules.due_us()).min(archives.trim());
-        latch::sleep(round(database, next_us, &mut turns), wait_event);
+        latch::sleep(round(database, next_us, &mut turns, &mut expiring), wait_event);
     }
 }
 
@@ -177,7 +178,7 @@ fn tell_idle(database: u32) {
 
 /// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds,
 /// -1 for ever.
-fn round(database: u32, next_us: i64, turns: &mut Turns) -> i64 {
+fn round(database: u32, next_us: i64, turns: &mut Turns, expiring: &mut expiry::Expiring) -> i64 {
     let mut next_us = next_us;
     let mut from = 0;
     let mut to_flush: Vec<(QueueRef, u32)> = Vec::new();
@@ -199,7 +200,7 @@ fn round(database: u32, next_us: i64, turns: &mut Turns) -> i64 {
                 to_notify.push((tick.queue, tick.relation));
             }
             if tick.expire {
-                expiry::expire(database, &tick);
+                expiring.expire(database, &tick);
             }
             if (tick.sweep || tick.is_new) && !leases::sweep(database, &tick) {
                 next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
