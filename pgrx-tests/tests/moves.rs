@@ -166,6 +166,73 @@ fn unique_index_of_the_dead_letter_table_keeps_the_worker_for_a_moment_only() {
     wait_until("that one, too", || numbers(&mut client, "queue.dead") == [1, 2, 3]);
 }
 
+/// Queue `slow`, on which a trigger takes half a second whenever `event` happens to a row, and `honest`.
+fn create_slow(client: &mut Client, event: &str) {
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('slow', max_deliveries => 1), queue_create('honest', max_deliveries => 1);
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN PERFORM pg_sleep(0.5); RETURN COALESCE(NEW, OLD); END';
+             CREATE TRIGGER slow BEFORE {event} ON queue.slow FOR EACH ROW EXECUTE FUNCTION slow()"
+        ))
+        .unwrap();
+}
+
+/// Returns when the worker, which is at what is slow, has moved a message of `honest`.
+fn wait_honest_moved(client: &mut Client, database: &Database) {
+    database.wait_until_backend_waits(worker_pid(database), "Timeout", Some("PgSleep"));
+    send(client, "honest", 1);
+    assert_eq!(read_for(client, "honest", 1, "1 ms").len(), 1);
+    wait_until("the other queue's message is moved", || rows(client, "honest") == 0);
+}
+
+#[test]
+fn slow_trigger_keeps_no_other_queue_while_exhausted_messages_are_moved() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    create_slow(&mut client, "DELETE");
+    send_many(&mut client, "slow", 30);
+    assert_eq!(read_for(&mut client, "slow", 30, "1 ms").len(), 30);
+    wait_honest_moved(&mut client, &database);
+    assert!(rows(&mut client, "slow") > 15, "it did not wait for them");
+    client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
+    wait_until("all are moved", || rows(&mut client, "slow") == 0);
+}
+
+#[test]
+fn slow_trigger_keeps_no_other_queue_while_messages_expire() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    create_slow(&mut client, "DELETE");
+    client.batch_execute("SELECT queue_send('slow', '1', ttl => '1 ms') FROM generate_series(1, 30)").unwrap();
+    wait_honest_moved(&mut client, &database);
+    assert!(rows(&mut client, "slow") > 15, "it did not wait for them");
+    client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
+    wait_until("all are gone", || rows(&mut client, "slow") == 0);
+}
+
+#[test]
+fn slow_trigger_keeps_no_other_queue_while_schedules_fire() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    create_slow(&mut client, "INSERT");
+    // All are due when the worker looks.
+    set_worker(&database, false);
+    wait_no_worker(&database);
+    client
+        .batch_execute("SELECT queue_schedule('slow', 's' || i, '1 s', '1') FROM generate_series(1, 30) i")
+        .unwrap();
+    wait_until("all are due", || {
+        let sql = "SELECT count(*) FROM queue_schedules() WHERE next_at < clock_timestamp()";
+        client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 30
+    });
+    set_worker(&database, true);
+    wait_honest_moved(&mut client, &database);
+    assert!(rows(&mut client, "slow") < 15, "it did not wait for them");
+    client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
+    wait_until("all have fired", || rows(&mut client, "slow") >= 30);
+}
+
 #[test]
 fn moves_do_not_wait_for_a_transaction_at_another_message() {
     let database = database_with(&[]);

@@ -281,6 +281,23 @@ fn message_expires_on_the_real_clock() {
     assert!(begun.elapsed() >= Duration::from_millis(200));
 }
 
+#[test]
+fn expired_messages_that_the_dead_letter_table_refuses_do_not_keep_the_others() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    create_mortal(&mut client, "q", "200 ms", "dead");
+    client.batch_execute("ALTER TABLE queue.dead ADD CONSTRAINT large CHECK (message > '2')").unwrap();
+    send_many(&mut client, "q", 40);
+    wait_rows(&mut client, "q", &[1, 2]);
+    // Nor those that expire later.
+    send_many(&mut client, "q", 3);
+    send(&mut client, "q", 9);
+    wait_rows(&mut client, "q", &[1, 2, 41, 42]);
+    client.batch_execute("ALTER TABLE queue.dead DROP CONSTRAINT large").unwrap();
+    wait_rows(&mut client, "q", &[]);
+    assert_eq!(rows(&mut client, "dead"), 44);
+}
+
 // ---- Archives -------------------------------------------------------------------------------------------------
 
 #[test]
@@ -325,6 +342,51 @@ fn archive_is_trimmed_of_what_is_old_and_of_nothing_else() {
     // The setting can come later.
     client.batch_execute("SELECT queue_alter('kept', archive_retention => '10 days')").unwrap();
     wait_until("it is trimmed now", || archived(&mut client, "kept") == 0);
+}
+
+#[test]
+fn archive_that_cannot_be_trimmed_is_tried_less_and_less_often_and_keeps_no_other() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &[]);
+    let mut client = session(&database);
+    for queue in ["q", "kept"] {
+        let create = format!("SELECT queue_create('{queue}', archive_retention => '1 h', max_deliveries => 1)");
+        client.batch_execute(&create).unwrap();
+        send(&mut client, queue, 1);
+        client.batch_execute(&format!("SELECT queue_archive('{queue}', 1)")).unwrap();
+    }
+    client
+        .batch_execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''not this one''; END';
+             CREATE TRIGGER fail BEFORE DELETE ON queue_archive.q FOR EACH ROW EXECUTE FUNCTION fail()",
+        )
+        .unwrap();
+    let failed = || cluster.log().matches("trimming archives failed: not this one").count();
+    advance_clock(&mut client, "2 h");
+    wait_until("the other one is trimmed", || {
+        value::<i64>(&mut client, "SELECT count(*) FROM queue_archive.kept") == 0
+    });
+    for count in 1..=6 {
+        wait_until("it is tried again", || failed() >= count);
+        advance_clock(&mut client, "40 s");
+    }
+    wait_until("it is tried again", || failed() >= 7); // then not for a minute
+    let count = failed();
+    for number in 1..=3 {
+        // What a worker does when it is called, settings looked at anew, changes nothing in that.
+        client.batch_execute(&format!("SELECT queue_create('new_{number}', max_deliveries => 1)")).unwrap();
+        advance_clock(&mut client, "2 s");
+        send(&mut client, "kept", number);
+        assert_eq!(read_for(&mut client, "kept", 1, "1 ms").len(), 1);
+        advance_clock(&mut client, "10 ms");
+        wait_until("the worker has looked", || rows(&mut client, "kept") == 0);
+    }
+    assert_eq!(failed(), count);
+    client.batch_execute("DROP TRIGGER fail ON queue_archive.q").unwrap();
+    advance_clock(&mut client, "2 min");
+    wait_until("it is trimmed", || {
+        value::<i64>(&mut client, "SELECT count(*) FROM queue_archive.q WHERE msg_id = 1") == 0
+    });
 }
 
 // ---- Waiting without reading ----------------------------------------------------------------------------------

@@ -52,6 +52,28 @@ pub struct Request {
     pub until_us: i64,
 }
 
+/// Most tables that workers keep away from at a time.
+pub const AVOIDED_MAX: usize = 64;
+
+/// A table that a database's worker keeps away from (`worker::avoid`). Under the lock.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Avoided {
+    /// The database.
+    pub database: u32,
+    /// The table, 0 for an unused entry.
+    pub relation: u32,
+    /// On the clock that never jumps.
+    pub until_us: i64,
+    /// How long that is altogether.
+    pub pause_us: i64,
+}
+
+impl Avoided {
+    /// An unused entry.
+    pub const NONE: Avoided = Avoided { database: 0, relation: 0, until_us: 0, pause_us: 0 };
+}
+
 /// What is shared by launcher, workers and hooks. Under the lock.
 #[repr(C)]
 pub struct Server {
@@ -61,6 +83,8 @@ pub struct Server {
     pub probe_all: bool,
     /// Databases to stay away from, or to probe.
     pub requests: [Request; REQUESTS_MAX],
+    /// Tables to stay away from.
+    pub avoided: [Avoided; AVOIDED_MAX],
 }
 
 #[repr(C)]
@@ -169,6 +193,7 @@ unsafe extern "C-unwind" fn on_startup() {
                     launcher: NIL,
                     probe_all: true,
                     requests: [Request { database: 0, keep_away: false, until_us: 0 }; REQUESTS_MAX],
+                    avoided: [Avoided::NONE; AVOIDED_MAX],
                 },
                 head: Head::EMPTY,
             });

@@ -3,6 +3,7 @@
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::{pg_sys, PgTryBuilder};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 unsafe extern "C-unwind" {
@@ -12,6 +13,7 @@ unsafe extern "C-unwind" {
     /// utils/timeout.h; pgrx does not bind these.
     fn enable_timeout_after(id: std::ffi::c_int, delay_ms: std::ffi::c_int);
     fn disable_timeout(id: std::ffi::c_int, keep_indicator: bool);
+    fn RegisterTimeout(id: std::ffi::c_int, handler: extern "C-unwind" fn()) -> std::ffi::c_int;
 }
 
 /// STATEMENT_TIMEOUT in utils/timeout.h, in all versions. InitPostgres registers it in every process; a worker with a
@@ -20,19 +22,47 @@ const STATEMENT_TIMEOUT: std::ffi::c_int = 3;
 /// How long what a queue's owner has put on his tables (triggers, constraints, functions in an index) may run in a
 /// worker at a time, milliseconds.
 const OWNERS_MS: std::ffi::c_int = 10_000;
+/// USER_TIMEOUT in utils/timeout.h from 17 on; before, the one behind it. For either, RegisterTimeout gives one that is
+/// free for extensions.
+const USER_TIMEOUT: std::ffi::c_int = 13;
+/// What still runs so long after it was cancelled, milliseconds, has caught that, and may do so for ever.
+const GRACE_MS: std::ffi::c_int = 1_000;
 
 thread_local! {
     /// This process is a worker of ours, and not a session or somebody else's worker.
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
+    /// In [`limited`].
+    static IS_LIMITED: Cell<bool> = const { Cell::new(false) };
+    /// The timeout that ends a worker of ours.
+    static END_TIMEOUT: Cell<std::ffi::c_int> = const { Cell::new(USER_TIMEOUT) };
 }
 
-/// Does `f`, in a worker of ours for so long at most: then it is cancelled, with an ERROR.
+/// The time of [`limited`] is long over.
+static HAS_OVERSTAYED: AtomicBool = AtomicBool::new(false);
+
+/// The handler of that timeout, in a signal's handler. What ends the process nobody can catch.
+extern "C-unwind" fn on_overstayed() {
+    HAS_OVERSTAYED.store(true, Ordering::Relaxed);
+    // SAFETY: async-signal-safe; SIGTERM has its handler (`die`).
+    unsafe { libc::raise(libc::SIGTERM) };
+}
+
+/// Whether this worker ends because what it had limited did not.
+pub fn has_overstayed() -> bool {
+    HAS_OVERSTAYED.load(Ordering::Relaxed)
+}
+
+/// Does `f`, in a worker of ours for so long at most: then it is cancelled, with an ERROR; and if it catches that, the
+/// worker ends. A call within a call gets no time of its own.
 pub fn limited<R>(f: impl FnOnce() -> R) -> R {
-    if !IS_OURS.get() {
+    if !IS_OURS.get() || IS_LIMITED.replace(true) {
         return f();
     }
-    // SAFETY: the timeout is registered. Nested calls begin the time anew.
-    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, OWNERS_MS) };
+    // SAFETY: both timeouts are registered.
+    unsafe {
+        enable_timeout_after(STATEMENT_TIMEOUT, OWNERS_MS);
+        enable_timeout_after(END_TIMEOUT.get(), OWNERS_MS + GRACE_MS);
+    }
     let result = f();
     end_limit();
     result
@@ -40,9 +70,11 @@ pub fn limited<R>(f: impl FnOnce() -> R) -> R {
 
 /// Also where the time was over, and nobody has looked yet.
 fn end_limit() {
-    // SAFETY: the timeout is registered; its handler sets the flag, which only this process reads.
+    IS_LIMITED.set(false);
+    // SAFETY: the timeouts are registered; the first one's handler sets the flag, which only this process reads.
     unsafe {
         disable_timeout(STATEMENT_TIMEOUT, false);
+        disable_timeout(END_TIMEOUT.get(), false);
         pg_sys::QueryCancelPending = 0;
     }
 }
@@ -123,6 +155,8 @@ pub fn begin(database: u32) {
             pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
         }
     }
+    // SAFETY: timeouts were set up by the connection, and this is one for extensions; once per process.
+    END_TIMEOUT.set(unsafe { RegisterTimeout(USER_TIMEOUT, on_overstayed) });
     // SAFETY: set by the postmaster before a worker's main function is called; its name is null-terminated.
     let name = unsafe { std::ffi::CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_name.as_ptr()) };
     for (name, value) in [(c"application_name", name)].iter().chain(SETTINGS) {
@@ -202,8 +236,8 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Optio
                     | pg_sys::panic::CaughtError::ErrorReport(report) => report.message().to_owned(),
                     pg_sys::panic::CaughtError::RustPanic { ereport, .. } => ereport.message().to_owned(),
                 };
+                end_limit(); // first: however long the abort takes is not the owner's doing
                 pg_sys::AbortCurrentTransaction();
-                end_limit();
                 pgrx::log!("pg_queue worker: {what} failed: {message}");
                 None
             })

@@ -392,12 +392,27 @@ pub fn delete_at_once(
 }
 
 /// For the worker: moves messages that had their last delivery, pinned by it, to where failures go. What
-/// another transaction is at is left for later. Returns how many were left.
-pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Taken]) -> Result<usize> {
+/// another transaction is at is left for later. Returns how many were left; and, if the time was over before the end, the
+/// first one that it was not enough for.
+pub fn bury_exhausted(
+    queue: &Queue,
+    at: QueueRef,
+    pinned: &[queue_dispatch::Taken],
+    until_us: i64,
+) -> Result<(usize, Option<i64>)> {
     let snapshot = Snapshot::latest();
-    let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
+    let Some(table) = Table::open(queue.relation, None) else { return Ok((0, None)) };
     let mut left = 0;
-    for one in pinned {
+    let mut rest = None;
+    for (i, one) in pinned.iter().enumerate() {
+        // Never none at all.
+        if i > 0 && clock::now().mono_us > until_us {
+            rest = Some(one.msg_id);
+            for one in &pinned[i..] {
+                finish::unpin(at, one.msg_id)?;
+            }
+            break;
+        }
         let found = super::take::find(queue, &table, one.tid, one.msg_id, &snapshot);
         let Some(record) = found else { continue };
         match delete_at_once(queue, &table, &record, one.msg_id, &snapshot) {
@@ -413,5 +428,5 @@ pub fn bury_exhausted(queue: &Queue, at: QueueRef, pinned: &[queue_dispatch::Tak
     }
     table.close(None, true);
     snapshot.done();
-    Ok(left)
+    Ok((left, rest))
 }

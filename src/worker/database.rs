@@ -16,7 +16,7 @@ use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{column, dead_letter, journal, load, resolve, retry};
 use crate::settings;
 use crate::worker::schedules::Schedules;
-use crate::worker::{expiry, leases, notify, survey};
+use crate::worker::{avoid, expiry, leases, notify, survey, TURN_US};
 use pgrx::pg_sys;
 use queue_dispatch::{QueueRef, Taken, Tick, NEVER_US, NIL};
 use std::cell::Cell;
@@ -81,6 +81,7 @@ pub fn main(database: u32) {
     end_if_disabled(database);
     let enabled = survey::enabled_setting();
     worker::at_exit(|| {
+        avoid::worker_ends();
         let (database, me) = (user::database(), latch::my_proc());
         let _ = shmem::with_arena(|arena, _, fx| {
             if arena.worker_proc(database) == me {
@@ -102,6 +103,7 @@ pub fn main(database: u32) {
     }
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut turns = Turns::new();
+    let mut expiring = expiry::Expiring::default();
     let mut archives = expiry::Archives::default();
     let (mut prepared_us, mut look_us) = (0, NEVER_US);
     let mut schedules = Schedules::new();
@@ -127,7 +129,7 @@ pub fn main(database: u32) {
             schedules.fire();
         }
         let next_us = prepared_us.min(look_us).min(schedules.due_us()).min(archives.trim());
-        latch::sleep(round(database, next_us, &mut turns), wait_event);
+        latch::sleep(round(database, next_us, &mut turns, &mut expiring), wait_event);
     }
 }
 
@@ -178,7 +180,7 @@ fn tell_idle(database: u32) {
 
 /// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds,
 /// -1 for ever.
-fn round(database: u32, next_us: i64, turns: &mut Turns) -> i64 {
+fn round(database: u32, next_us: i64, turns: &mut Turns, expiring: &mut expiry::Expiring) -> i64 {
     let mut next_us = next_us;
     let mut from = 0;
     let mut to_flush: Vec<(QueueRef, u32)> = Vec::new();
@@ -200,7 +202,7 @@ fn round(database: u32, next_us: i64, turns: &mut Turns) -> i64 {
                 to_notify.push((tick.queue, tick.relation));
             }
             if tick.expire {
-                expiry::expire(database, &tick);
+                expiring.expire(database, &tick);
             }
             if (tick.sweep || tick.is_new) && !leases::sweep(database, &tick) {
                 next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
@@ -270,10 +272,12 @@ fn move_away(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
         return turn.until_us;
     }
     let most = if turn.from < turn.single_below { 1 } else { MOVE_MAX };
+    let begun_us = clock::now().mono_us;
     let (left, next) = attempt(database, tick, turn.from, most);
     let now_us = clock::now().mono_us;
     if left.is_none() {
-        turn.failed += 1;
+        // One that took long counts for many: the others have waited for it.
+        turn.failed += 1 + ((now_us - begun_us) / TURN_US).max(0) as usize;
         if most > 1 {
             turn.single_below = next.unwrap_or(i64::MAX);
             return now_us;
@@ -321,7 +325,12 @@ fn attempt(database: u32, tick: &Tick, from: i64, most: usize) -> (Option<usize>
         }
         reached.set(next);
         crate::wait_point!("move-pinned");
-        retry::bury_exhausted(&queue, at, &taken[..count])
+        let until_us = clock::now().mono_us + TURN_US;
+        let (left, rest) = retry::bury_exhausted(&queue, at, &taken[..count], until_us)?;
+        if rest.is_some() {
+            reached.set(rest);
+        }
+        Ok(left)
     });
     (left, reached.get())
 }
@@ -345,7 +354,8 @@ fn try_lock_catalog(name: &str, mode: u32) -> bool {
 
 /// Opens the tick's queue without waiting for its lock; forgets it if its table is gone.
 pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
-    if !table::try_lock(tick.relation, mode) || !try_lock_catalog("queue", AccessShareLock) {
+    let is_locked = avoid::may_begin(tick.relation) && table::try_lock(tick.relation, mode);
+    if !is_locked || !try_lock_catalog("queue", AccessShareLock) {
         return Ok(Opened::Locked);
     }
     // Moved to another schema it is a queue no more, whatever has its name now.

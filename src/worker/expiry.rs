@@ -1,6 +1,9 @@
 //! What is past its time: messages that expired go to their dead-letter queue, or away if there is none; archived
 //! messages are trimmed. Both in small transactions that wait for nobody.
 //!
+//! What cannot be moved (somebody holds it, or its dead-letter table refuses it) waits and keeps no other, and what fails
+//! waits longer each time.
+//!
 //! When the next message of a queue expires is the dispatcher's knowledge, told by whoever commits one. Archives have
 //! no place there: their times are kept here ([`Archives`]). Whatever is archived from now on is trimmed no earlier
 //! than a retention from now, so the oldest row, or the retention itself, says when to look again.
@@ -12,99 +15,244 @@ use crate::queue::resolve::{self, Queue};
 use crate::queue::{column, dead_letter, finish, retry};
 use crate::settings::{DAY_US, SECOND_US};
 use crate::worker::database::{open, Opened};
+use crate::worker::delay::{Delay, FAILED_US};
+use crate::worker::{avoid, TURN_US};
 use pgrx::pg_sys;
-use queue_dispatch::{Tick, CHUNK_MAX, NEVER_US};
+use queue_dispatch::{Now, Tick, CHUNK_MAX, NEVER_US};
+use std::cell::Cell;
+use std::collections::HashMap;
 
-/// Most messages that one transaction looks at, the earliest first. If so many are leased at a time, those behind them
-/// are deleted when leases end; they are delivered to nobody meanwhile.
-const LOOK_MAX: usize = 4 * CHUNK_MAX;
+/// Most messages that one transaction moves, the earliest first.
+const MOVE_MAX: usize = 4 * CHUNK_MAX;
+/// Most messages of a queue that wait to be tried again and are passed by. If so many are leased, say, at a time, those
+/// behind them are moved later; they are delivered to nobody meanwhile.
+const WAITING_MAX: usize = 4 * MOVE_MAX;
+/// Attempts that fail before there is a pause for the whole queue: each is a line in the server's log.
+const FAILED_MAX: usize = 100;
 /// Most archived messages that one transaction deletes.
 const TRIM_MAX: usize = 1_000;
-/// What somebody else holds, or what failed, is looked at again after this long, microseconds.
+/// What somebody else holds is looked at again after this long, microseconds.
 const AGAIN_US: i64 = SECOND_US;
 
-/// Expires messages of a queue. When the next one is due is told to the dispatcher.
-pub fn expire(database: u32, tick: &Tick) {
-    let _ = shmem::with_arena(|arena, _, _| arena.expiry_begin(tick.queue));
-    let next_us = worker::transaction("expiring messages", || {
-        let again = Ok(clock::now().wall_us + AGAIN_US);
-        match open(database, tick, RowExclusiveLock)? {
-            Opened::Yes(queue) if dead_letter::try_lock_target(&queue) => expire_some(&queue),
-            Opened::Gone => Ok(NEVER_US),
-            Opened::Yes(_) | Opened::Locked => again,
-        }
-    });
-    let next_us = next_us.unwrap_or_else(|| clock::now().wall_us + AGAIN_US);
-    let _ = shmem::with_arena(|arena, now, fx| arena.expires_at(tick.queue, next_us, now, fx));
+/// What the worker remembers of queues in which it could not do all: by table.
+#[derive(Default)]
+pub struct Expiring(HashMap<u32, Left>);
+
+/// Of one queue.
+struct Left {
+    /// Expired messages that could not be moved.
+    messages: HashMap<i64, Delay>,
+    /// So many are moved together. One, after a failure, which undoes the whole transaction; then more and more again.
+    most: usize,
+    /// So many attempts have failed.
+    failed: usize,
+    /// After too many of them nothing is tried for a while.
+    pause: Delay,
 }
 
-/// Returns when to go on, wall clock.
-fn expire_some(queue: &Queue) -> crate::Result<i64> {
-    let Some(table) = Table::open(queue.relation, None) else { return Ok(NEVER_US) };
-    let snapshot = Snapshot::latest();
-    let now_us = clock::now().wall_us;
-    let mut walk = table.walk_times(queue.expiry, i64::MIN, NEVER_US - 1, &snapshot);
-    let mut next_us = NEVER_US;
-    let mut ids = Vec::with_capacity(LOOK_MAX);
-    while let Some(record) = walk.next() {
-        let (Some(msg_id), Some(at_us)) =
-            (record.value(column::MSG_ID).i64(), record.value(column::EXPIRES_AT).time_us())
-        else {
-            continue;
+/// What a transaction did.
+struct Done {
+    /// The messages that it passed by or could not move.
+    left: HashMap<i64, Delay>,
+    /// When the next one expires, wall clock; `None`: there are more that have expired.
+    next_us: Option<i64>,
+}
+
+impl Expiring {
+    /// Expires messages of a queue. When the next one is due is told to the dispatcher.
+    pub fn expire(&mut self, database: u32, tick: &Tick) {
+        let _ = shmem::with_arena(|arena, _, _| arena.expiry_begin(tick.queue));
+        let left = self.0.entry(tick.relation).or_insert_with(Left::nothing);
+        let next_us = left.expire(database, tick);
+        if left.is_nothing() {
+            self.0.remove(&tick.relation);
+        }
+        let _ = shmem::with_arena(|arena, now, fx| arena.expires_at(tick.queue, next_us, now, fx));
+    }
+}
+
+/// A time of the clock that never jumps, on the wall clock.
+fn wall_us(now: Now, mono_us: i64) -> i64 {
+    now.wall_us.saturating_add(mono_us.saturating_sub(now.mono_us))
+}
+
+impl Left {
+    fn nothing() -> Left {
+        Left { messages: HashMap::new(), most: MOVE_MAX, failed: 0, pause: Delay::default() }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.messages.is_empty() && self.most == MOVE_MAX && self.failed == 0 && self.pause.pause_us == 0
+    }
+
+    /// Returns when to go on, wall clock.
+    fn expire(&mut self, database: u32, tick: &Tick) -> i64 {
+        let begun = clock::now();
+        if self.pause.until_us > begun.mono_us {
+            return wall_us(begun, self.pause.until_us);
+        }
+        let at = Cell::new(None);
+        let done = worker::transaction("expiring messages", || match open(database, tick, RowExclusiveLock)? {
+            Opened::Yes(queue) if dead_letter::try_lock_target(&queue) => {
+                self.expire_some(&queue, &at).map(Some)
+            }
+            Opened::Gone => Ok(Some(Done { left: HashMap::new(), next_us: Some(NEVER_US) })),
+            Opened::Yes(_) | Opened::Locked => Ok(None),
+        });
+        let now = clock::now();
+        match done {
+            Some(Some(done)) => self.done(done, now),
+            Some(None) => now.wall_us + AGAIN_US,
+            None => self.failed_at(at.get(), begun, now),
+        }
+    }
+
+    fn done(&mut self, done: Done, now: Now) -> i64 {
+        self.most = (2 * self.most).min(MOVE_MAX);
+        let Some(next_us) = done.next_us else {
+            self.messages.extend(done.left);
+            return now.wall_us;
         };
-        if at_us > now_us {
-            next_us = at_us;
-            break;
+        self.messages = done.left; // what is not among them any more is gone
+        if self.messages.values().all(|delay| delay.pause_us == 0) {
+            (self.failed, self.pause) = (0, Delay::default());
         }
-        if ids.len() == LOOK_MAX {
-            next_us = now_us; // there is more
-            break;
+        let again_us = self.messages.values().map(|delay| delay.until_us).min();
+        next_us.min(again_us.map_or(NEVER_US, |mono_us| wall_us(now, mono_us)))
+    }
+
+    /// `at`: the message that it failed at, if that is known.
+    fn failed_at(&mut self, at: Option<i64>, begun: Now, now: Now) -> i64 {
+        // One that took long counts for many: the others have waited for it.
+        self.failed += 1 + ((now.mono_us - begun.mono_us) / TURN_US).max(0) as usize;
+        if let Some(msg_id) = at {
+            let delay = self.messages.entry(msg_id).or_default();
+            *delay = delay.longer(&FAILED_US);
         }
-        ids.push((msg_id, None));
+        if self.failed >= FAILED_MAX || at.is_none() && self.most == 1 {
+            self.failed = 0;
+            self.pause = self.pause.longer(&FAILED_US);
+        }
+        self.most = 1;
+        wall_us(now, self.pause.until_us.max(now.mono_us))
     }
-    walk.end();
-    let mut expired = 0;
-    for chunk in ids.chunks(CHUNK_MAX) {
-        expired += bury_expired(queue, &table, chunk, &snapshot)?;
-        pgrx::check_for_interrupts!();
+
+    /// `at` is where it is, for whom it fails.
+    fn expire_some(&self, queue: &Queue, at: &Cell<Option<i64>>) -> crate::Result<Done> {
+        let mut done = Done { left: HashMap::new(), next_us: Some(NEVER_US) };
+        let Some(table) = Table::open(queue.relation, None) else { return Ok(done) };
+        let snapshot = Snapshot::latest();
+        let now = clock::now();
+        let mut walk = table.walk_times(queue.expiry, i64::MIN, NEVER_US - 1, &snapshot);
+        let mut ids = Vec::new();
+        while let Some(record) = walk.next() {
+            let (Some(msg_id), Some(at_us)) =
+                (record.value(column::MSG_ID).i64(), record.value(column::EXPIRES_AT).time_us())
+            else {
+                continue;
+            };
+            if at_us > now.wall_us {
+                done.next_us = Some(at_us);
+                break;
+            }
+            if let Some(delay) = self.messages.get(&msg_id).filter(|delay| delay.until_us > now.mono_us) {
+                done.left.insert(msg_id, *delay);
+                if done.left.len() == WAITING_MAX {
+                    break;
+                }
+                continue;
+            }
+            if ids.len() == self.most {
+                done.next_us = None;
+                break;
+            }
+            ids.push(msg_id);
+        }
+        walk.end();
+        let until_us = clock::now().mono_us + TURN_US;
+        let again = Delay { until_us: now.mono_us + AGAIN_US, pause_us: 0 };
+        let mut tried = 0;
+        for chunk in ids.chunks(CHUNK_MAX) {
+            let buried = bury_expired(queue, &table, chunk, &snapshot, until_us, at)?;
+            tried += buried.tried;
+            done.left.extend(buried.left.into_iter().map(|msg_id| (msg_id, again)));
+            if buried.tried < chunk.len() {
+                break;
+            }
+            pgrx::check_for_interrupts!();
+        }
+        table.close(None, true);
+        snapshot.done();
+        if tried < ids.len() {
+            done.next_us = None;
+        }
+        if tried > 1 {
+            at.set(None); // should the commit fail, it is not known for which
+        }
+        Ok(done)
     }
-    table.close(None, true);
-    snapshot.done();
-    // What is leased may still be finished in time, and what another transaction is at is its concern.
-    Ok(if expired < ids.len() { now_us + AGAIN_US } else { next_us })
 }
 
-/// Moves away those of these messages that nobody holds; returns how many.
+/// What came of burying messages: so many of them, from the first on, were tried before the time was over; some of those
+/// had to be left.
+struct Buried {
+    tried: usize,
+    left: Vec<i64>,
+}
+
+/// Moves away those of these messages that nobody holds, until `until_us`, one at least. What is leased may still be
+/// finished in time, and what another transaction is at is its concern.
 fn bury_expired(
     queue: &Queue,
     table: &Table,
-    ids: &[(i64, Option<i64>)],
+    ids: &[i64],
     snapshot: &Snapshot,
-) -> crate::Result<usize> {
-    let (at, held) = finish::pin(queue, ids, true)?;
-    let mut expired = 0;
-    for one in held {
-        // It may have been changed since it was found: whether it has expired is asked of what is deleted.
-        let found = finish::pinned_record(queue, table, &one, snapshot);
-        let is_expired =
-            |r: &table::Record| crate::queue::expires_us(r).is_some_and(|at| at <= clock::now().wall_us);
-        let Some(record) = found.filter(is_expired) else {
-            finish::unpin(at, one.msg_id)?;
+    until_us: i64,
+    at: &Cell<Option<i64>>,
+) -> crate::Result<Buried> {
+    let unfenced: Vec<_> = ids.iter().map(|msg_id| (*msg_id, None)).collect();
+    let (place, held) = finish::pin(queue, &unfenced, true)?;
+    let mut held = held.into_iter().peekable();
+    let mut buried = Buried { tried: 0, left: Vec::new() };
+    for msg_id in ids {
+        buried.tried += 1;
+        let Some(one) = held.next_if(|one| one.msg_id == *msg_id) else {
+            buried.left.push(*msg_id);
             continue;
         };
-        match retry::delete_at_once(queue, table, &record, one.msg_id, snapshot) {
-            Deleted::Ok => {
-                expired += 1;
-                if queue.settings.dead_letter_queue.is_some() {
-                    let copied = dead_letter::copy(&record, finish::deliveries(&one, &record));
-                    dead_letter::bury(queue, copied, "expired", None)?;
-                }
-            }
-            Deleted::Gone => {}
-            Deleted::Moved | Deleted::Busy | Deleted::Kept => finish::unpin(at, one.msg_id)?,
+        at.set(Some(*msg_id));
+        if !bury_one(queue, table, &one, snapshot)? {
+            finish::unpin(place, *msg_id)?;
+            buried.left.push(*msg_id);
+        }
+        if clock::now().mono_us > until_us {
+            break;
         }
     }
-    Ok(expired)
+    for one in held {
+        finish::unpin(place, one.msg_id)?;
+    }
+    Ok(buried)
+}
+
+/// Moves one away that is pinned. False: it has to be left.
+fn bury_one(queue: &Queue, table: &Table, one: &finish::Held, snapshot: &Snapshot) -> crate::Result<bool> {
+    // It may have been changed since it was found: whether it has expired is asked of what is deleted.
+    let found = finish::pinned_record(queue, table, one, snapshot);
+    let is_expired =
+        |r: &table::Record| crate::queue::expires_us(r).is_some_and(|at| at <= clock::now().wall_us);
+    let Some(record) = found.filter(is_expired) else { return Ok(false) };
+    match retry::delete_at_once(queue, table, &record, one.msg_id, snapshot) {
+        Deleted::Ok => {
+            if queue.settings.dead_letter_queue.is_some() {
+                let copied = dead_letter::copy(&record, finish::deliveries(one, &record));
+                dead_letter::bury(queue, copied, "expired", None)?;
+            }
+            Ok(true)
+        }
+        Deleted::Gone => Ok(true),
+        Deleted::Moved | Deleted::Busy | Deleted::Kept => Ok(false),
+    }
 }
 
 /// A queue whose archive is trimmed.
@@ -114,6 +262,8 @@ struct Archive {
     retention_us: i64,
     /// When to look at it, wall clock.
     next_us: i64,
+    /// Of one that could not be trimmed the last time.
+    delay: Delay,
 }
 
 /// The archives that are trimmed, as the settings of their queues were when the worker last looked.
@@ -132,19 +282,31 @@ impl Archives {
             );
             Ok(outcome.rows.iter().filter_map(|row| archive_of(row)).collect::<Vec<_>>())
         });
-        let is_done = found.is_some();
-        if let Some(found) = found {
-            self.0 = found;
+        let Some(mut found) = found else { return false };
+        // Those that failed wait on, whatever the worker is called for.
+        for failed in self.0.drain(..).filter(|known| known.delay.pause_us > 0) {
+            if let Some(archive) = found.iter_mut().find(|archive| archive.archive == failed.archive) {
+                (archive.next_us, archive.delay) = (failed.next_us, failed.delay);
+            }
         }
-        is_done
+        self.0 = found;
+        true
     }
 
-    /// Trims what is due. Returns when to come again, on the clock that never jumps.
+    /// Trims what is due, a turn of it. Returns when to come again, on the clock that never jumps.
     pub fn trim(&mut self) -> i64 {
         let now = clock::now();
-        for archive in self.0.iter_mut().filter(|archive| archive.next_us <= now.wall_us) {
-            archive.next_us = worker::transaction("trimming archives", || Ok(trim(archive, now.wall_us)))
-                .unwrap_or(now.wall_us + AGAIN_US);
+        self.0.sort_by_key(|archive| archive.next_us); // first what the last turn was not enough for
+        for archive in self.0.iter_mut().take_while(|archive| archive.next_us <= now.wall_us) {
+            if clock::now().mono_us - now.mono_us > TURN_US {
+                break;
+            }
+            let next_us = worker::transaction("trimming archives", || Ok(trim(archive, now.wall_us)));
+            archive.delay = match next_us {
+                Some(_) => Delay::default(),
+                None => archive.delay.longer(&FAILED_US),
+            };
+            archive.next_us = next_us.unwrap_or_else(|| wall_us(clock::now(), archive.delay.until_us));
         }
         self.0.iter().map(|archive| now.mono_of(archive.next_us)).min().unwrap_or(NEVER_US)
     }
@@ -157,13 +319,14 @@ fn archive_of(row: &[Value]) -> Option<Archive> {
         archive: row[1].get::<pg_sys::Oid>()?.into(),
         retention_us: i64::from(days) * DAY_US + us,
         next_us: i64::MIN,
+        delay: Delay::default(),
     })
 }
 
 /// Deletes the oldest rows that are past their time, as the queue's owner. Returns when to come again, wall clock.
 fn trim(archive: &Archive, now_us: i64) -> i64 {
     let Archive { queue, archive, retention_us, .. } = *archive;
-    if !table::try_lock(archive, RowExclusiveLock) {
+    if !avoid::may_begin(archive) || !table::try_lock(archive, RowExclusiveLock) {
         return now_us + AGAIN_US;
     }
     let Some(name) = resolve::archive_name(archive).filter(|_| user::relation_name(queue).is_some()) else {

@@ -1,6 +1,7 @@
 //! The background workers: a launcher for the server ([`launcher`]), and one worker for each database that has
 //! the extension ([`database`]; its duties: [`leases`],
-//! [`expiry`], [`notify`], [`schedules`], [`survey`]). This file owns what the rest of the extension tells them.
+//! [`expiry`], [`notify`], [`schedules`], [`survey`]; what it keeps away from: [`avoid`]). This file owns what the rest of
+//! the extension tells them.
 //!
 //! ```text
 //!   server starts, recovery ends, is promoted ---> launcher (never on a standby, nor when pg_upgrade runs the server)
@@ -12,6 +13,8 @@
 //!       - somebody needs the database for himself, or it became a template, or another worker took its place: ends
 //!       - it is terminated, or its connection fails: ends with an error. An error in a piece of work ends nothing:
 //!         it is logged, and the work is tried again
+//!       - what an owner has put on a table takes too long and does not let itself be cancelled: ends with an error, and
+//!         the next one keeps away from that table for a while
 //!   worker ends -------------------------------------------> launcher looks
 //!   CREATE/DROP EXTENSION, CREATE/ALTER DATABASE commit ----> launcher looks, and every worker
 //!   DROP DATABASE, ... TEMPLATE, RENAME, SET TABLESPACE ----> worker ends first; none is started until it is over (or
@@ -20,7 +23,9 @@
 //!   any process of the server crashes ---> all end, dispatcher and all; the postmaster starts the launcher anew
 //! ```
 
+pub mod avoid;
 pub mod database;
+pub mod delay;
 pub mod expiry;
 pub mod launcher;
 pub mod leases;
@@ -42,6 +47,10 @@ crate::worker_mains! {
     pg_queue_launcher_main => launcher::main;
     pg_queue_database_main => database::main;
 }
+
+/// How long one duty goes on, microseconds, before the others have their turns; what an owner's triggers take for one
+/// message comes on top ([`worker::limited`]).
+pub const TURN_US: i64 = 100_000;
 
 /// How long a database is left alone at most for a statement that needs it for itself: should the session that
 /// asked for it die, a worker comes back after this.

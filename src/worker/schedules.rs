@@ -9,6 +9,8 @@
 use crate::pg::call::Value;
 use crate::pg::{clock, spi, worker};
 use crate::queue::schedule::{self, Fired};
+use crate::worker::delay::{Delay, FAILED_US};
+use crate::worker::{avoid, TURN_US};
 use pgrx::pg_sys;
 use queue_dispatch::NEVER_US;
 use std::collections::HashMap;
@@ -17,8 +19,6 @@ use std::collections::HashMap;
 const TURN_MAX: usize = 100;
 /// One that somebody has locked is tried again after this long, microseconds, and after twice as long each time.
 const BUSY_US: std::ops::RangeInclusive<i64> = 50_000..=1_000_000;
-/// The same for one that failed.
-const FAILED_US: std::ops::RangeInclusive<i64> = 1_000_000..=60_000_000;
 /// When they could not be looked at, that is tried again after this long.
 const LOOK_AGAIN_US: i64 = 1_000_000;
 
@@ -29,14 +29,6 @@ struct Due {
     name: String,
     /// Which version of its row: one that was changed since is tried at once.
     version: String,
-}
-
-/// One that could not be fired.
-#[derive(Clone, Copy)]
-struct Delay {
-    /// Nothing is tried before this, on the clock that never jumps.
-    until_us: i64,
-    pause_us: i64,
 }
 
 /// What the worker remembers.
@@ -81,6 +73,10 @@ impl Schedules {
             self.delays.retain(|key, delay| delay.until_us > now.mono_us || due.contains(key));
         }
         for one in due {
+            if clock::now().mono_us.saturating_sub(now.mono_us) > TURN_US {
+                self.again_us = 0; // the rest after the others' turns; what fired is behind it then
+                return;
+            }
             self.fire_one(one);
             pgrx::check_for_interrupts!();
         }
@@ -88,8 +84,12 @@ impl Schedules {
 
     fn fire_one(&mut self, due: Due) {
         let what = format!("sending on schedule \"{}\"", due.name);
-        let fired =
-            worker::transaction(&what, || schedule::fire(due.relation, &due.name, clock::now().wall_us));
+        let fired = worker::transaction(&what, || {
+            if !avoid::may_begin(due.relation) {
+                return Ok(Fired::Busy);
+            }
+            schedule::fire(due.relation, &due.name, clock::now().wall_us)
+        });
         let range = match fired {
             Some(Fired::Sent(next_us)) => {
                 self.next_wall_us = self.next_wall_us.min(next_us);
@@ -103,10 +103,8 @@ impl Schedules {
             Some(Fired::Busy) => BUSY_US,
             None => FAILED_US,
         };
-        let last_us = self.delays.get(&due).map_or(0, |delay| delay.pause_us);
-        let pause_us = last_us.saturating_mul(2).clamp(*range.start(), *range.end());
-        let until_us = clock::now().mono_us.saturating_add(pause_us);
-        self.delays.insert(due, Delay { until_us, pause_us });
+        let last = self.delays.get(&due).copied().unwrap_or_default();
+        self.delays.insert(due, last.longer(&range));
     }
 }
 

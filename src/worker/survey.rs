@@ -11,6 +11,7 @@ use crate::pg::table::{self, AccessShareLock, Snapshot, Table};
 use crate::pg::{shmem, spi, user, worker};
 use crate::queue::column;
 use crate::queue::resolve::{self, Queue};
+use crate::worker::avoid;
 use pgrx::pg_sys;
 use queue_dispatch::NEVER_US;
 
@@ -64,9 +65,9 @@ pub fn attach_queues(database: u32) -> bool {
     is_all
 }
 
-/// False: it is locked.
+/// False: it is locked, or to be kept away from for now.
 fn attach(relation: u32, is_wanted: bool, has_news: bool) -> crate::Result<bool> {
-    if !table::try_lock(relation, AccessShareLock) {
+    if !avoid::may_begin(relation) || !table::try_lock(relation, AccessShareLock) {
         return Ok(false);
     }
     let is_here = user::relation_schema(relation) == user::schema(c"queue");

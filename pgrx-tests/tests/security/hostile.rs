@@ -292,6 +292,66 @@ fn trigger_of_an_owner_that_never_ends_keeps_no_other_queue() {
     client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
 }
 
+/// Queue `honest`, and mallory's `mine` with an exhausted message, whose trigger the worker is in when this returns.
+fn trap_worker(client: &mut Client, database: &Database, mallory: &str, body: &str) {
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('honest', max_deliveries => 1);
+             SET ROLE {mallory};
+             CREATE FUNCTION evil.trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$;
+             SELECT queue_create('mine', max_deliveries => 1), queue_create('other');
+             CREATE TRIGGER a BEFORE DELETE ON queue.mine FOR EACH ROW EXECUTE FUNCTION evil.trap();
+             SELECT queue_send('mine', '1');
+             SELECT * FROM queue_read('mine', 1, '1 ms');
+             RESET ROLE"
+        ))
+        .unwrap();
+    database.wait_until_backend_waits(worker_pid(database), "Timeout", Some("PgSleep"));
+}
+
+/// That call acts as the other queue's owner, within what is done as this one's.
+#[test]
+fn trigger_of_an_owner_that_calls_the_extension_gets_no_more_time() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    let worker = worker_pid(&database);
+    trap_worker(
+        &mut client,
+        &database,
+        &mallory,
+        "PERFORM public.queue_send('other', '1'); LOOP PERFORM pg_sleep(0.01); END LOOP;",
+    );
+    worker_works(&mut client, "honest");
+    assert_eq!(worker_pid(&database), worker, "it is the same one");
+    client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
+}
+
+#[test]
+fn trigger_of_an_owner_that_catches_its_cancellation_ends_with_the_worker_and_the_next_one_keeps_away() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    let worker = worker_pid(&database);
+    let from = shared_cluster().log().len();
+    trap_worker(
+        &mut client,
+        &database,
+        &mallory,
+        "LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;",
+    );
+    worker_works(&mut client, "honest");
+    let next = worker_pid(&database);
+    assert_ne!(next, worker);
+    shared_cluster().wait_for_log(from, "does not let itself be cancelled");
+    // The trap is still there, and the worker is not in it.
+    for _ in 0..3 {
+        worker_works(&mut client, "honest");
+    }
+    assert_eq!(state(&mut client, "mine", 1).as_deref(), Some("exhausted"));
+    assert_eq!(worker_pid(&database), next, "it is the same one");
+}
+
 #[test]
 fn deferred_triggers_of_an_owner_do_not_run_as_somebody_else_at_commit() {
     let database = database_with(&[]);
