@@ -331,8 +331,10 @@ fn notice_differences(name: &str, args: &Args, is: &Settings, given: &Given, unl
     }
 }
 
-/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other. Whether he
-/// may is asked before he waits for the lock, in which everybody else would have to stand behind him.
+/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other. Whether it is
+/// a queue, and whether he may, is asked before he waits for the lock, in which everybody else would have to stand
+/// behind him (an index or a sequence has a name in the schema, too); and once more when he has it. A caller who goes on
+/// in spite of an error keeps no lock.
 pub fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<(u32, u32, Settings)> {
     if !shmem::is_available() {
         return Err(Error::NotPreloaded);
@@ -340,13 +342,16 @@ pub fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<
     let unknown = || Error::QueueUnknown { queue: name.to_owned() };
     loop {
         let relation = resolve::find_table(name).ok_or_else(unknown)?;
-        if resolve::read_settings(relation).is_some() {
-            check(relation)?;
-        }
+        resolve::read_settings(relation).ok_or_else(unknown)?;
+        check(relation)?;
         table::lock(relation, mode);
         if resolve::find_table(name) == Some(relation) {
-            let (archive, settings) = resolve::read_settings(relation).ok_or_else(unknown)?;
-            return Ok((relation, archive, settings));
+            let found = resolve::read_settings(relation).ok_or_else(unknown);
+            let found = found.and_then(|found| check(relation).map(|()| found));
+            if found.is_err() {
+                table::unlock(relation, mode);
+            }
+            return found.map(|(archive, settings)| (relation, archive, settings));
         }
         table::unlock(relation, mode);
     }

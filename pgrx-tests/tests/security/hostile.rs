@@ -392,3 +392,54 @@ fn owner_whose_table_fails_when_looked_at_keeps_no_other_queue_from_the_worker()
     let mut client = database.connect().unwrap();
     wait_until("what has expired is gone", || rows(&mut client, "honest") == 0);
 }
+
+/// How many locks a session holds on what lies in the schemas of queues and archives.
+fn locks_on_queues(client: &mut Client, pid: i32) -> i64 {
+    let sql = format!(
+        "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+         WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.pid = {pid}
+           AND c.relnamespace IN ('queue'::regnamespace, 'queue_archive'::regnamespace)"
+    );
+    number(client, &sql)
+}
+
+#[test]
+fn stranger_who_drops_what_is_no_queue_locks_nothing() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let stranger = make_role(&mut client, &database, "stranger");
+    let helpers =
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'queue'::regnamespace AND relkind <> 'r'";
+    let helpers = client.query(helpers, &[]).unwrap();
+    assert_eq!(helpers.len(), 4, "the key, two indexes and the sequence");
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {stranger}; BEGIN")).unwrap();
+    for helper in helpers {
+        let helper: String = helper.get(0);
+        let dropped: bool = other.query_one("SELECT queue_drop($1)", &[&helper]).unwrap().get(0);
+        assert!(!dropped, "{helper}");
+        assert_eq!(locks_on_queues(&mut client, other.pid()), 0, "{helper}");
+    }
+    client.batch_execute("SET lock_timeout = '10 s'").unwrap();
+    send(&mut client, "q", 1);
+}
+
+#[test]
+fn administrator_who_lost_his_right_while_he_waited_for_the_table_is_denied() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let role = make_role(&mut client, &database, "admin");
+    client.execute("SELECT queue_grant('q', $1, 'admin')", &[&role]).unwrap();
+    let mut admin = session(&database);
+    admin
+        .batch_execute(&format!("SET ROLE {role}; SELECT queue_pause('q'); SELECT queue_resume('q')"))
+        .unwrap();
+    client.batch_execute("BEGIN; LOCK TABLE queue.q IN ACCESS EXCLUSIVE MODE").unwrap();
+    let pausing = admin.run("SELECT queue_pause('q')").unwrap();
+    database.wait_until_backend_waits(pausing.pid(), "Lock", Some("relation"));
+    client.execute("SELECT queue_revoke('q', $1, 'admin')", &[&role]).unwrap();
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(code(pausing.join().unwrap().1), "42501");
+    send(&mut client, "q", 1);
+    assert_eq!(read(&mut client, "q", 1).len(), 1, "it is not paused");
+}
