@@ -443,3 +443,35 @@ fn administrator_who_lost_his_right_while_he_waited_for_the_table_is_denied() {
     send(&mut client, "q", 1);
     assert_eq!(read(&mut client, "q", 1).len(), 1, "it is not paused");
 }
+
+/// Without the error the table's lock would be his to the end of his transaction.
+#[test]
+fn stranger_who_sends_or_moves_nothing_is_denied() {
+    let database = database_with(&["victim"]);
+    let mut client = session(&database);
+    let stranger = make_role(&mut client, &database, "stranger");
+    client.batch_execute(&format!("GRANT CREATE ON SCHEMA queue TO {stranger}")).unwrap();
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {stranger}; SELECT queue_create('mine')")).unwrap();
+    let redrives = [
+        "SELECT queue_redrive('mine', target => 'victim')",
+        "SELECT queue_redrive('mine', source => 'victim')",
+    ];
+    for call in ["SELECT queue_send_batch('victim', '{}')", "SELECT queue_send_entries('victim', '[]')"]
+        .iter()
+        .chain(&redrives)
+    {
+        assert_eq!(code(other.batch_execute(call)), "42501", "{call}");
+    }
+    // Who may insert what a redrive inserts may redrive, and send nothing.
+    client
+        .batch_execute(&format!(
+            "GRANT INSERT (priority, group_key, headers, message) ON queue.victim TO {stranger}"
+        ))
+        .unwrap();
+    for call in redrives {
+        other.batch_execute(call).unwrap();
+    }
+    client.execute("SELECT queue_grant('victim', $1, 'send')", &[&stranger]).unwrap();
+    other.batch_execute("SELECT queue_send_batch('victim', '{}'), queue_send_entries('victim', '[]')").unwrap();
+}
