@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::spi::{self, quoted};
-use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock};
+use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock, Snapshot};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem};
 use crate::queue::resolve::{self, Settings};
@@ -510,8 +510,11 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
         Err(Error::QueueUnknown { .. }) => return Ok(Value::of(false)),
         found => found?,
     };
+    // Under the lock nothing more comes in. What is there now may be newer than the transaction's snapshot (REPEATABLE
+    // READ): committed while we waited.
+    let snapshot = Snapshot::latest();
     let targets = user::acting_as_extension(|| {
-        spi::run(
+        spi::look(
             "SELECT c.relname::pg_catalog.text FROM queue_catalog.queue q JOIN pg_catalog.pg_class c \
              ON c.oid OPERATOR(pg_catalog.=) q.queue::pg_catalog.oid \
              WHERE q.dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
@@ -524,27 +527,30 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
             return Err(Error::DeadLetterTarget { queue: name, of });
         }
         let archive_name = resolve::archive_name(archive).unwrap_or_default();
-        let is_empty = spi_is_empty(&format!("queue.{}", quoted(&name)))
-            && (archive_name.is_empty() || spi_is_empty(&format!("queue_archive.{}", quoted(&archive_name))));
+        let is_empty = is_seen_empty(&format!("queue.{}", quoted(&name)))
+            && (archive_name.is_empty() || is_seen_empty(&format!("queue_archive.{}", quoted(&archive_name))));
         if !is_empty {
             return Err(Error::NotEmpty { queue: name });
         }
     }
     user::acting_as_extension(|| {
         // Queues that sent their dead letters here send them to their archives from now on.
-        spi::run(
+        spi::run_under(
+            &snapshot,
             "UPDATE queue_catalog.queue SET dead_letter_queue = NULL \
              WHERE dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
             &[pg_sys::OIDOID.into()],
             &[oid(relation)],
         );
-        spi::run(
+        spi::run_under(
+            &snapshot,
             "DELETE FROM queue_catalog.queue WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
             &[pg_sys::OIDOID.into()],
             &[oid(relation)],
         );
         schedule::forget(relation);
     });
+    snapshot.done();
     for row in &targets.rows {
         if let Some(of) = row[0].text().and_then(|of| resolve::find_table(&of)) {
             hooks::invalidate_relation(of);
@@ -558,11 +564,13 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
     Ok(Value::of(true))
 }
 
-fn spi_is_empty(table: &str) -> bool {
-    spi::run(&format!("SELECT FROM ONLY {table} LIMIT 1"), &[], &[]).processed == 0
+/// Whether the active snapshot sees no row.
+fn is_seen_empty(table: &str) -> bool {
+    spi::look(&format!("SELECT FROM ONLY {table} LIMIT 1"), &[], &[]).processed == 0
 }
 
-/// `queue_purge`: deletes every message, also what is leased; returns how many.
+/// `queue_purge`: deletes every message, also what is leased; returns how many. Every message that there is now, also
+/// what is newer than the transaction's snapshot.
 pub fn queue_purge(args: &Args) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
@@ -571,12 +579,15 @@ pub fn queue_purge(args: &Args) -> Result<Value> {
     }
     // A DELETE rather than a TRUNCATE: it waits for no reader and keeps none waiting. Whoever has TRUNCATE may
     // empty the table: without DELETE the owner's right does it.
-    let purge = || spi::run(&format!("DELETE FROM ONLY {}", queue.table_name()), &[], &[]);
+    let statement = format!("DELETE FROM ONLY {}", queue.table_name());
+    let snapshot = Snapshot::latest();
+    let purge = || spi::run_under(&snapshot, &statement, &[], &[]);
     let outcome = if user::has_rights(queue.relation, &[Right::Delete, Right::Select]) {
         purge()
     } else {
         user::acting_as(user::owner(queue.relation), purge)
     };
+    snapshot.done();
     Ok(Value::of(outcome.processed as i64))
 }
 
