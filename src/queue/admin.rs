@@ -266,10 +266,33 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Option
         "ALTER TABLE queue.{table} ENABLE ALWAYS TRIGGER pg_queue_change, \
          ENABLE ALWAYS TRIGGER pg_queue_truncate"
     ));
+    revoke_defaults(&[relation, archive, user::relation(user::schema(c"queue")?, &sequence)?]);
     let owner = quoted(&user::role_name(owner));
     run_ddl(&format!("ALTER TABLE queue.{table} OWNER TO {owner}"));
     run_ddl(&format!("ALTER TABLE queue_archive.{table} OWNER TO {owner}"));
     Some(relation)
+}
+
+/// Takes back what ALTER DEFAULT PRIVILEGES has given others on what the extension just made. It was said of a
+/// superuser's own tables, and would stay when these are given to the caller.
+fn revoke_defaults(relations: &[u32]) {
+    let revocations = spi::run(
+        "SELECT DISTINCT pg_catalog.format('REVOKE ALL ON TABLE %I.%I FROM %s', n.nspname, c.relname, \
+           COALESCE(pg_catalog.quote_ident(r.rolname::pg_catalog.text), 'PUBLIC')) \
+         FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         CROSS JOIN pg_catalog.aclexplode(c.relacl) a \
+         LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee \
+         WHERE c.oid OPERATOR(pg_catalog.=) ANY ($1) AND a.grantee OPERATOR(pg_catalog.<>) c.relowner",
+        &[pg_sys::OIDARRAYOID.into()],
+        &[Value::array(
+            pg_sys::OIDOID.into(),
+            &relations.iter().map(|relation| oid(*relation)).collect::<Vec<_>>(),
+        )],
+    );
+    for statement in revocations.rows.iter().filter_map(|row| row[0].text()) {
+        run_ddl(&statement);
+    }
 }
 
 /// A table was renamed, and if it is a queue's, the queue with it: so is its archive, unless the name is taken.

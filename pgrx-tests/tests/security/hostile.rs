@@ -475,3 +475,41 @@ fn stranger_who_sends_or_moves_nothing_is_denied() {
     client.execute("SELECT queue_grant('victim', $1, 'send')", &[&stranger]).unwrap();
     other.batch_execute("SELECT queue_send_batch('victim', '{}'), queue_send_entries('victim', '[]')").unwrap();
 }
+
+#[test]
+fn default_privileges_of_the_superuser_open_nobodys_queue() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let alice = make_role(&mut client, &database, "alice");
+    let reader = make_role(&mut client, &database, "reader");
+    client
+        .batch_execute(&format!(
+            "GRANT CREATE ON SCHEMA queue TO {alice};
+             ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {reader};
+             ALTER DEFAULT PRIVILEGES IN SCHEMA queue GRANT ALL ON TABLES TO {reader} WITH GRANT OPTION;
+             ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC;
+             SET ROLE {alice}; SELECT queue_create('q'), queue_send('q', '1'); RESET ROLE"
+        ))
+        .unwrap();
+    let sequence = text(&mut client, "pg_get_serial_sequence('queue.q', 'msg_id')");
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {reader}")).unwrap();
+    for call in [
+        "SELECT FROM queue.q",
+        "SELECT FROM queue_archive.q",
+        "SELECT * FROM queue_read('q')",
+        "SELECT * FROM queue_peek('q')",
+        "SELECT queue_send('q', '2')",
+        "SELECT queue_purge('q')",
+        &format!("SELECT nextval('{sequence}')"),
+        &format!("SELECT FROM {sequence}"),
+    ] {
+        assert_eq!(code(other.batch_execute(call)), "42501", "{call}");
+    }
+    as_role(&mut client, &alice, |client| {
+        client.batch_execute(&format!("SELECT nextval('{sequence}'); SELECT FROM queue_archive.q")).unwrap();
+        assert_eq!(read(client, "q", 1).len(), 1, "to its owner it is open");
+        client.execute("SELECT queue_grant('q', $1, 'observe')", &[&reader]).unwrap();
+    });
+    assert_eq!(other.query("SELECT FROM queue_peek('q')", &[]).unwrap().len(), 1, "and to whom he grants it");
+}
