@@ -750,3 +750,54 @@ fn object_that_is_no_queue_is_left_alone() {
     let sent = send(&mut client, "q", 1);
     assert_eq!(drain(&mut client, "q"), [sent]);
 }
+
+// ---- Newer than the snapshot ----------------------------------------------------------------------------------
+
+#[test]
+fn drop_under_an_old_snapshot_keeps_what_was_sent_while_it_waited() {
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let database = database_with(&["q"]);
+        let (mut sender, mut dropper) = (session(&database), session(&database));
+        dropper.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM queue.q")).unwrap();
+        sender.batch_execute("BEGIN; SELECT queue_send('q', '1')").unwrap();
+        let dropping = dropper.run("SELECT queue_drop('q')").unwrap();
+        database.wait_until_backend_waits(dropping.pid(), "Lock", Some("relation"));
+        sender.batch_execute("COMMIT").unwrap();
+        let (mut dropper, result) = dropping.join().unwrap();
+        assert_eq!(code(result), "55006", "{level}");
+        dropper.batch_execute("ROLLBACK").unwrap();
+        assert_eq!(drain(&mut sender, "q"), [1], "{level}");
+    }
+}
+
+#[test]
+fn drop_under_an_old_snapshot_heeds_who_has_come_to_send_dead_letters_there() {
+    let database = database_with(&["q", "dead"]);
+    let (mut client, mut dropper) = (session(&database), session(&database));
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM queue.q";
+    dropper.batch_execute(begin).unwrap();
+    client.batch_execute("SELECT queue_alter('q', dead_letter_queue => 'dead')").unwrap();
+    assert_eq!(code(dropper.batch_execute("SELECT queue_drop('dead')")), "55006");
+    dropper.batch_execute("ROLLBACK").unwrap();
+    // By force, nothing is left that names it; nor of a queue that is newer than the snapshot itself.
+    dropper.batch_execute(begin).unwrap();
+    client.batch_execute("SELECT queue_alter('q', max_deliveries => 7), queue_create('new')").unwrap();
+    dropper.batch_execute("SELECT queue_drop('dead', force => true), queue_drop('new'); COMMIT").unwrap();
+    let sql = "SELECT string_agg(concat_ws(' ', queue, dead_letter_queue, max_deliveries), ',') FROM queue_catalog.queue";
+    assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, String>(0), "queue.q 7");
+}
+
+#[test]
+fn purge_under_an_old_snapshot_deletes_every_message() {
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let database = database_with(&["q"]);
+        let (mut sender, mut purger) = (session(&database), session(&database));
+        send(&mut sender, "q", 1);
+        purger.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM queue.q")).unwrap();
+        send(&mut sender, "q", 2);
+        send(&mut purger, "q", 3);
+        let purged: i64 = purger.query_one("SELECT queue_purge('q')", &[]).unwrap().get(0);
+        purger.batch_execute("COMMIT").unwrap();
+        assert_eq!((purged, rows(&mut sender, "q")), (3, 0), "{level}");
+    }
+}

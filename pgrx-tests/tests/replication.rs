@@ -209,3 +209,41 @@ fn publication_of_all_tables_is_in_nobodys_way() {
     let log = here.log();
     assert!(!log.contains("replica identity"), "{log}");
 }
+
+#[test]
+fn finish_that_could_not_be_replicated_is_refused_as_a_delete_is() {
+    let here = publisher();
+    let database = database_on(&here, &["q", "archived", "dead"]);
+    let mut client = session(&database);
+    client
+        .batch_execute(
+            "SELECT queue_create('filtered');
+             CREATE PUBLICATION p FOR TABLE queue.q, queue.archived, queue.dead;
+             CREATE PUBLICATION f FOR TABLE queue.filtered WHERE (priority = 0);
+             ALTER TABLE queue.q REPLICA IDENTITY NOTHING;
+             ALTER TABLE queue.dead REPLICA IDENTITY NOTHING;
+             SELECT queue_send('q', '1'), queue_send('filtered', '1'), queue_send('archived', '1');
+             INSERT INTO queue.dead (message, headers) VALUES ('1', '{\"dead_letter\": {\"queue\": \"archived\"}}')",
+        )
+        .unwrap();
+    for call in [
+        "DELETE FROM queue.q",
+        "SELECT queue_delete('q', 1)",
+        "SELECT queue_archive('q', 1)",
+        "SELECT queue_cancel('q', 1)",
+        "SELECT queue_reject('q', 1)",
+        "SELECT * FROM queue_pop('q')",
+        "DELETE FROM queue.filtered",
+        "SELECT queue_delete('filtered', 1)",
+        "SELECT queue_redrive('dead')",
+    ] {
+        // Said of the table as for a DELETE: an invalid reference to columns, or a prerequisite that is missing.
+        let refused = code(client.batch_execute(call));
+        assert!(["55000", "42P10"].contains(&refused.as_str()), "{call}: {refused}");
+    }
+    assert_eq!((rows(&mut client, "q"), rows(&mut client, "filtered"), rows(&mut client, "dead")), (1, 1, 1));
+    assert!(delete_id(&mut client, "archived", 1), "published, with its key");
+    client.batch_execute("ALTER TABLE queue.q REPLICA IDENTITY DEFAULT; DROP PUBLICATION f").unwrap();
+    assert!(delete_id(&mut client, "q", 1));
+    assert!(delete_id(&mut client, "filtered", 1));
+}

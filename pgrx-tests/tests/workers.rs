@@ -648,7 +648,12 @@ fn streaming_standby_looks_and_changes_nothing_and_serves_once_promoted() {
     assert_eq!(client.query("SELECT * FROM queue_peek('q')", &[]).unwrap().len(), 3);
     // What happens on the primary is seen there: it streams.
     let late = send(&mut session(&database), "q", 4);
-    database.cluster.connect("postgres").unwrap().batch_execute("CREATE DATABASE another").unwrap();
+    database
+        .cluster
+        .connect("postgres")
+        .unwrap()
+        .batch_execute("CREATE DATABASE another TEMPLATE DEFAULT")
+        .unwrap();
     wait_until("the standby has it", || {
         client.query("SELECT * FROM queue_peek('q')", &[]).unwrap().len() == 4
             && client.query("SELECT FROM pg_database WHERE datname = 'another'", &[]).unwrap().len() == 1

@@ -220,7 +220,9 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
             }
             pg_sys::NodeTag::T_CreatedbStmt => {
                 let create: *mut pg_sys::CreatedbStmt = statement.cast();
+                // TEMPLATE DEFAULT has no argument.
                 let template = option_named((*create).options, c"template")
+                    .filter(|option| !(**option).arg.is_null())
                     .map_or(0, |option| database_named(pg_sys::defGetString(option)));
                 Concern::DatabaseCreated(template)
             }

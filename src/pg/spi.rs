@@ -62,29 +62,35 @@ impl Plan {
     /// Runs it. `snapshot`: what a statement sees that must see more than its transaction does (REPEATABLE
     /// READ); `None` for the usual. Returned rows are copied into the current memory context.
     pub fn run(self, values: &[Value], snapshot: Option<&Snapshot>) -> Outcome {
-        let mut datums: Vec<pg_sys::Datum> =
-            values.iter().map(|v| v.datum().unwrap_or(pg_sys::Datum::from(0))).collect();
-        let nulls: Vec<std::ffi::c_char> =
-            values.iter().map(|v| if v.is_null() { b'n' } else { b' ' } as _).collect();
-        // SAFETY: connected in between; the values are as many and of the types that the plan was prepared
-        // with; the result is copied out before SPI_finish frees it.
-        unsafe {
-            connect();
-            let code = pg_sys::SPI_execute_snapshot(
-                self.0,
-                datums.as_mut_ptr(),
-                nulls.as_ptr(),
-                snapshot.map_or(std::ptr::null_mut(), Snapshot::raw),
-                std::ptr::null_mut(),
-                false,
-                true,
-                0,
-            );
-            assert!(code >= 0, "SPI_execute_snapshot failed: {code}");
-            let outcome = collect();
-            finish();
-            outcome
-        }
+        connect();
+        // SAFETY: connected; the values are as many and of the types that the plan was prepared with.
+        let outcome = unsafe { execute(self.0, values, snapshot) };
+        finish();
+        outcome
+    }
+}
+
+/// # Safety
+/// Connected; the values are as many and of the types that the plan was prepared with.
+unsafe fn execute(plan: pg_sys::SPIPlanPtr, values: &[Value], snapshot: Option<&Snapshot>) -> Outcome {
+    let mut datums: Vec<pg_sys::Datum> =
+        values.iter().map(|v| v.datum().unwrap_or(pg_sys::Datum::from(0))).collect();
+    let nulls: Vec<std::ffi::c_char> =
+        values.iter().map(|v| if v.is_null() { b'n' } else { b' ' } as _).collect();
+    // SAFETY: the caller's promise; the result is copied out before SPI_finish frees it.
+    unsafe {
+        let code = pg_sys::SPI_execute_snapshot(
+            plan,
+            datums.as_mut_ptr(),
+            nulls.as_ptr(),
+            snapshot.map_or(std::ptr::null_mut(), Snapshot::raw),
+            std::ptr::null_mut(),
+            false,
+            true,
+            0,
+        );
+        assert!(code >= 0, "SPI_execute_snapshot failed: {code}");
+        collect()
     }
 }
 
@@ -146,7 +152,23 @@ pub fn run(statement: &str, types: &[u32], values: &[Value]) -> Outcome {
     once(statement, types, values, false)
 }
 
-/// The same for a statement that only looks; works on a standby.
+/// The same under a snapshot that sees more than the transaction's own does (REPEATABLE READ).
+pub fn run_under(snapshot: &Snapshot, statement: &str, types: &[u32], values: &[Value]) -> Outcome {
+    let statement = CString::new(statement).unwrap_or_default();
+    let mut types: Vec<pg_sys::Oid> = types.iter().map(|oid| (*oid).into()).collect();
+    connect();
+    // SAFETY: connected, as the plan, which is not kept, wants until its end. An ERROR for a statement that does not
+    // parse unwinds.
+    let outcome = unsafe {
+        let plan = pg_sys::SPI_prepare(statement.as_ptr(), types.len() as _, types.as_mut_ptr());
+        assert!(!plan.is_null(), "SPI_prepare failed");
+        execute(plan, values, Some(snapshot))
+    };
+    finish();
+    outcome
+}
+
+/// The same for a statement that only looks, under the active snapshot; works on a standby.
 pub fn look(statement: &str, types: &[u32], values: &[Value]) -> Outcome {
     once(statement, types, values, true)
 }

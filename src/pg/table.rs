@@ -272,8 +272,11 @@ impl Table {
     }
 
     /// Deletes the row at an address that a fetch under `_checked` has just verified; that snapshot keeps the
-    /// line pointer from being reused until then. Waits for other transactions at the row if `wait`.
+    /// line pointer from being reused until then. Waits for other transactions at the row if `wait`. An ERROR where the
+    /// table is published and the deletion would not be: as for a statement.
     pub fn delete(&self, tid: Tid, _checked: &Snapshot, wait: bool) -> Deleted {
+        // SAFETY: the relation is open. Whether it is published is kept in its cache entry, so each row may ask.
+        unsafe { pg_sys::CheckCmdReplicaIdentity(self.relation, pg_sys::CmdType::CMD_DELETE) };
         let mut pointer = item_pointer(tid);
         let mut failure = pg_sys::TM_FailureData::default();
         // SAFETY: heap_delete asserts that the line pointer is normal: the caller fetched a row there, visible

@@ -50,6 +50,20 @@ pub fn role_has_rights(role: u32, table: u32, rights: &[Right]) -> bool {
     has as u64 == wanted
 }
 
+/// Whether the current role may insert into a table, if only into some of its columns.
+pub fn may_insert(table: u32) -> bool {
+    // SAFETY: a look-up in the system caches, in a transaction.
+    has_rights(table, &[Right::Insert])
+        || unsafe {
+            pg_sys::pg_attribute_aclcheck_all(
+                table.into(),
+                pg_sys::GetUserId(),
+                pg_sys::ACL_INSERT as _,
+                pg_sys::AclMaskHow::ACLMASK_ANY,
+            )
+        } == pg_sys::AclResult::ACLCHECK_OK
+}
+
 /// Whether an extension has a say in who may do what to a table (sepgsql, pgaudit).
 pub fn are_rights_hooked() -> bool {
     // SAFETY: a variable of this process, set while libraries are loaded.

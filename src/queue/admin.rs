@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::spi::{self, quoted};
-use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock};
+use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock, Snapshot};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem};
 use crate::queue::resolve::{self, Settings};
@@ -266,10 +266,33 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Option
         "ALTER TABLE queue.{table} ENABLE ALWAYS TRIGGER pg_queue_change, \
          ENABLE ALWAYS TRIGGER pg_queue_truncate"
     ));
+    revoke_defaults(&[relation, archive, user::relation(user::schema(c"queue")?, &sequence)?]);
     let owner = quoted(&user::role_name(owner));
     run_ddl(&format!("ALTER TABLE queue.{table} OWNER TO {owner}"));
     run_ddl(&format!("ALTER TABLE queue_archive.{table} OWNER TO {owner}"));
     Some(relation)
+}
+
+/// Takes back what ALTER DEFAULT PRIVILEGES has given others on what the extension just made. It was said of a
+/// superuser's own tables, and would stay when these are given to the caller.
+fn revoke_defaults(relations: &[u32]) {
+    let revocations = spi::run(
+        "SELECT DISTINCT pg_catalog.format('REVOKE ALL ON TABLE %I.%I FROM %s', n.nspname, c.relname, \
+           COALESCE(pg_catalog.quote_ident(r.rolname::pg_catalog.text), 'PUBLIC')) \
+         FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         CROSS JOIN pg_catalog.aclexplode(c.relacl) a \
+         LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee \
+         WHERE c.oid OPERATOR(pg_catalog.=) ANY ($1) AND a.grantee OPERATOR(pg_catalog.<>) c.relowner",
+        &[pg_sys::OIDARRAYOID.into()],
+        &[Value::array(
+            pg_sys::OIDOID.into(),
+            &relations.iter().map(|relation| oid(*relation)).collect::<Vec<_>>(),
+        )],
+    );
+    for statement in revocations.rows.iter().filter_map(|row| row[0].text()) {
+        run_ddl(&statement);
+    }
 }
 
 /// A table was renamed, and if it is a queue's, the queue with it: so is its archive, unless the name is taken.
@@ -331,8 +354,10 @@ fn notice_differences(name: &str, args: &Args, is: &Settings, given: &Given, unl
     }
 }
 
-/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other. Whether he
-/// may is asked before he waits for the lock, in which everybody else would have to stand behind him.
+/// A queue's table for one who may administer it: locked, so that changes to one queue follow each other. Whether it is
+/// a queue, and whether he may, is asked before he waits for the lock, in which everybody else would have to stand
+/// behind him (an index or a sequence has a name in the schema, too); and once more when he has it. A caller who goes on
+/// in spite of an error keeps no lock.
 pub fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<(u32, u32, Settings)> {
     if !shmem::is_available() {
         return Err(Error::NotPreloaded);
@@ -340,13 +365,16 @@ pub fn find(name: &str, mode: u32, check: impl Fn(u32) -> Result<()>) -> Result<
     let unknown = || Error::QueueUnknown { queue: name.to_owned() };
     loop {
         let relation = resolve::find_table(name).ok_or_else(unknown)?;
-        if resolve::read_settings(relation).is_some() {
-            check(relation)?;
-        }
+        resolve::read_settings(relation).ok_or_else(unknown)?;
+        check(relation)?;
         table::lock(relation, mode);
         if resolve::find_table(name) == Some(relation) {
-            let (archive, settings) = resolve::read_settings(relation).ok_or_else(unknown)?;
-            return Ok((relation, archive, settings));
+            let found = resolve::read_settings(relation).ok_or_else(unknown);
+            let found = found.and_then(|found| check(relation).map(|()| found));
+            if found.is_err() {
+                table::unlock(relation, mode);
+            }
+            return found.map(|(archive, settings)| (relation, archive, settings));
         }
         table::unlock(relation, mode);
     }
@@ -505,8 +533,11 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
         Err(Error::QueueUnknown { .. }) => return Ok(Value::of(false)),
         found => found?,
     };
+    // Under the lock nothing more comes in. What is there now may be newer than the transaction's snapshot (REPEATABLE
+    // READ): committed while we waited.
+    let snapshot = Snapshot::latest();
     let targets = user::acting_as_extension(|| {
-        spi::run(
+        spi::look(
             "SELECT c.relname::pg_catalog.text FROM queue_catalog.queue q JOIN pg_catalog.pg_class c \
              ON c.oid OPERATOR(pg_catalog.=) q.queue::pg_catalog.oid \
              WHERE q.dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
@@ -519,27 +550,30 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
             return Err(Error::DeadLetterTarget { queue: name, of });
         }
         let archive_name = resolve::archive_name(archive).unwrap_or_default();
-        let is_empty = spi_is_empty(&format!("queue.{}", quoted(&name)))
-            && (archive_name.is_empty() || spi_is_empty(&format!("queue_archive.{}", quoted(&archive_name))));
+        let is_empty = is_seen_empty(&format!("queue.{}", quoted(&name)))
+            && (archive_name.is_empty() || is_seen_empty(&format!("queue_archive.{}", quoted(&archive_name))));
         if !is_empty {
             return Err(Error::NotEmpty { queue: name });
         }
     }
     user::acting_as_extension(|| {
         // Queues that sent their dead letters here send them to their archives from now on.
-        spi::run(
+        spi::run_under(
+            &snapshot,
             "UPDATE queue_catalog.queue SET dead_letter_queue = NULL \
              WHERE dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
             &[pg_sys::OIDOID.into()],
             &[oid(relation)],
         );
-        spi::run(
+        spi::run_under(
+            &snapshot,
             "DELETE FROM queue_catalog.queue WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
             &[pg_sys::OIDOID.into()],
             &[oid(relation)],
         );
         schedule::forget(relation);
     });
+    snapshot.done();
     for row in &targets.rows {
         if let Some(of) = row[0].text().and_then(|of| resolve::find_table(&of)) {
             hooks::invalidate_relation(of);
@@ -553,11 +587,13 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
     Ok(Value::of(true))
 }
 
-fn spi_is_empty(table: &str) -> bool {
-    spi::run(&format!("SELECT FROM ONLY {table} LIMIT 1"), &[], &[]).processed == 0
+/// Whether the active snapshot sees no row.
+fn is_seen_empty(table: &str) -> bool {
+    spi::look(&format!("SELECT FROM ONLY {table} LIMIT 1"), &[], &[]).processed == 0
 }
 
-/// `queue_purge`: deletes every message, also what is leased; returns how many.
+/// `queue_purge`: deletes every message, also what is leased; returns how many. Every message that there is now, also
+/// what is newer than the transaction's snapshot.
 pub fn queue_purge(args: &Args) -> Result<Value> {
     let name = args::text(args, 0, "queue")?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
@@ -566,12 +602,15 @@ pub fn queue_purge(args: &Args) -> Result<Value> {
     }
     // A DELETE rather than a TRUNCATE: it waits for no reader and keeps none waiting. Whoever has TRUNCATE may
     // empty the table: without DELETE the owner's right does it.
-    let purge = || spi::run(&format!("DELETE FROM ONLY {}", queue.table_name()), &[], &[]);
+    let statement = format!("DELETE FROM ONLY {}", queue.table_name());
+    let snapshot = Snapshot::latest();
+    let purge = || spi::run_under(&snapshot, &statement, &[], &[]);
     let outcome = if user::has_rights(queue.relation, &[Right::Delete, Right::Select]) {
         purge()
     } else {
         user::acting_as(user::owner(queue.relation), purge)
     };
+    snapshot.done();
     Ok(Value::of(outcome.processed as i64))
 }
 

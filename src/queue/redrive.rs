@@ -39,6 +39,19 @@ fn open_source(name: &str, action: &'static str) -> Result<Rc<Queue>> {
     Ok(queue)
 }
 
+/// A queue that messages are put into. Who may not keeps no lock on its table, also if nothing is moved.
+fn open_goal(name: &str) -> Result<Rc<Queue>> {
+    let queue = resolve::open(name, RowExclusiveLock)?;
+    if !user::may_insert(queue.relation) {
+        return Err(Error::Denied {
+            action: "move messages into",
+            queue: queue.name.clone(),
+            needs: "INSERT on its table".into(),
+        });
+    }
+    Ok(queue)
+}
+
 /// Does `f` with the caller's rights if he has all that taking messages out needs, else with the owner's.
 fn taking_out<R>(queue: &Queue, f: impl FnOnce() -> R) -> R {
     // A row lock needs UPDATE.
@@ -88,7 +101,7 @@ pub fn queue_redrive(args: &Args) -> Result<Value> {
         });
     }
     let queue = open_source(&name, "redrive messages of")?;
-    let target = target.map(|target| resolve::open(&target, RowExclusiveLock)).transpose()?;
+    let target = target.map(|target| open_goal(&target)).transpose()?;
     let mut redrive = Redrive { queue, source, target, sources: HashMap::new() };
     if let (Some(source), None) = (redrive.source.clone(), &redrive.target) {
         redrive.goal(&source)?; // a name that is mistaken is told also where it matches nothing
@@ -285,7 +298,7 @@ impl Redrive {
         if let Some(queue) = self.sources.get(source) {
             return Ok(Some(queue.clone()));
         }
-        let queue = resolve::open(source, RowExclusiveLock).map_err(|error| match error {
+        let queue = open_goal(source).map_err(|error| match error {
             Error::QueueUnknown { queue } => Error::Unknown {
                 kind: "queue",
                 name: queue,

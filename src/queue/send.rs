@@ -93,7 +93,8 @@ pub fn send_now(queue: &Queue, headers: Value, message: Value) -> Result<()> {
 type Given = [Value; 4];
 
 /// Inserts messages under the caller's own rights, and calls `done` with each one's id, in order. Past the executor
-/// where that goes past nothing, else by a statement.
+/// where that goes past nothing, else by a statement. Also where there are none: only here is it asked whether the
+/// caller may, and who may not must not keep the table's lock.
 fn insert(queue: &Queue, rows: impl ExactSizeIterator<Item = Given>, done: &mut dyn FnMut(i64)) -> Result<()> {
     let Some(direct) = queue.direct.as_ref().filter(|_| queue.may_insert_directly()) else {
         return insert_by_statement(queue, rows, done);
@@ -185,9 +186,6 @@ pub fn send_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     args::unbuilt(args.value(7).is_null(), "dedup_keys")?;
     let ttl_us = ttl_us(args.value(8))?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
-    if len == 0 {
-        return Ok(());
-    }
     let expires_at = expires_at(&queue, ttl_us, visible_at);
     let given =
         headers.into_iter().zip(messages).map(|(header, message)| [visible_at, header, message, expires_at]);
@@ -252,9 +250,6 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
             Value::of_jsonb_text(entry.message.get()),
             expires_at(&queue, ttl_us(ttl)?, visible_at),
         ]);
-    }
-    if given.is_empty() {
-        return Ok(());
     }
     insert(&queue, given.into_iter(), &mut |msg_id| rows.emit([Value::of(msg_id)]))
 }

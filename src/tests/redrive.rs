@@ -285,11 +285,13 @@ mod tests {
         make_role("somebody");
         run("GRANT TRUNCATE ON queue.dead TO somebody");
         as_role("somebody", || {
-            fails("SELECT queue_redrive('dead')").says("42501", "permission denied for table q");
+            fails("SELECT queue_redrive('dead')")
+                .says("42501", "permission denied to move messages into queue \"q\"");
         });
         run("SELECT queue_grant('q', 'somebody', 'send')");
         as_role("somebody", || {
-            fails("SELECT queue_redrive('dead')").says("42501", "permission denied for table other");
+            fails("SELECT queue_redrive('dead')")
+                .says("42501", "permission denied to move messages into queue \"other\"");
             assert_eq!(number("SELECT queue_redrive('dead', source => 'q')"), 1);
             assert_eq!(number("SELECT queue_redrive('dead', target => 'q')"), 1);
             assert!(is("current_user = 'somebody'"));

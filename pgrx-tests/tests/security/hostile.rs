@@ -452,3 +452,124 @@ fn owner_whose_table_fails_when_looked_at_keeps_no_other_queue_from_the_worker()
     let mut client = database.connect().unwrap();
     wait_until("what has expired is gone", || rows(&mut client, "honest") == 0);
 }
+
+/// How many locks a session holds on what lies in the schemas of queues and archives.
+fn locks_on_queues(client: &mut Client, pid: i32) -> i64 {
+    let sql = format!(
+        "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+         WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.pid = {pid}
+           AND c.relnamespace IN ('queue'::regnamespace, 'queue_archive'::regnamespace)"
+    );
+    number(client, &sql)
+}
+
+#[test]
+fn stranger_who_drops_what_is_no_queue_locks_nothing() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let stranger = make_role(&mut client, &database, "stranger");
+    let helpers =
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'queue'::regnamespace AND relkind <> 'r'";
+    let helpers = client.query(helpers, &[]).unwrap();
+    assert_eq!(helpers.len(), 4, "the key, two indexes and the sequence");
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {stranger}; BEGIN")).unwrap();
+    for helper in helpers {
+        let helper: String = helper.get(0);
+        let dropped: bool = other.query_one("SELECT queue_drop($1)", &[&helper]).unwrap().get(0);
+        assert!(!dropped, "{helper}");
+        assert_eq!(locks_on_queues(&mut client, other.pid()), 0, "{helper}");
+    }
+    client.batch_execute("SET lock_timeout = '10 s'").unwrap();
+    send(&mut client, "q", 1);
+}
+
+#[test]
+fn administrator_who_lost_his_right_while_he_waited_for_the_table_is_denied() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    let role = make_role(&mut client, &database, "admin");
+    client.execute("SELECT queue_grant('q', $1, 'admin')", &[&role]).unwrap();
+    let mut admin = session(&database);
+    admin
+        .batch_execute(&format!("SET ROLE {role}; SELECT queue_pause('q'); SELECT queue_resume('q')"))
+        .unwrap();
+    client.batch_execute("BEGIN; LOCK TABLE queue.q IN ACCESS EXCLUSIVE MODE").unwrap();
+    let pausing = admin.run("SELECT queue_pause('q')").unwrap();
+    database.wait_until_backend_waits(pausing.pid(), "Lock", Some("relation"));
+    client.execute("SELECT queue_revoke('q', $1, 'admin')", &[&role]).unwrap();
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(code(pausing.join().unwrap().1), "42501");
+    send(&mut client, "q", 1);
+    assert_eq!(read(&mut client, "q", 1).len(), 1, "it is not paused");
+}
+
+/// Without the error the table's lock would be his to the end of his transaction.
+#[test]
+fn stranger_who_sends_or_moves_nothing_is_denied() {
+    let database = database_with(&["victim"]);
+    let mut client = session(&database);
+    let stranger = make_role(&mut client, &database, "stranger");
+    client.batch_execute(&format!("GRANT CREATE ON SCHEMA queue TO {stranger}")).unwrap();
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {stranger}; SELECT queue_create('mine')")).unwrap();
+    let redrives = [
+        "SELECT queue_redrive('mine', target => 'victim')",
+        "SELECT queue_redrive('mine', source => 'victim')",
+    ];
+    for call in ["SELECT queue_send_batch('victim', '{}')", "SELECT queue_send_entries('victim', '[]')"]
+        .iter()
+        .chain(&redrives)
+    {
+        assert_eq!(code(other.batch_execute(call)), "42501", "{call}");
+    }
+    // Who may insert what a redrive inserts may redrive, and send nothing.
+    client
+        .batch_execute(&format!(
+            "GRANT INSERT (priority, group_key, headers, message) ON queue.victim TO {stranger}"
+        ))
+        .unwrap();
+    for call in redrives {
+        other.batch_execute(call).unwrap();
+    }
+    client.execute("SELECT queue_grant('victim', $1, 'send')", &[&stranger]).unwrap();
+    other.batch_execute("SELECT queue_send_batch('victim', '{}'), queue_send_entries('victim', '[]')").unwrap();
+}
+
+#[test]
+fn default_privileges_of_the_superuser_open_nobodys_queue() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let alice = make_role(&mut client, &database, "alice");
+    let reader = make_role(&mut client, &database, "reader");
+    client
+        .batch_execute(&format!(
+            "GRANT CREATE ON SCHEMA queue TO {alice};
+             ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {reader};
+             ALTER DEFAULT PRIVILEGES IN SCHEMA queue GRANT ALL ON TABLES TO {reader} WITH GRANT OPTION;
+             ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO PUBLIC;
+             SET ROLE {alice}; SELECT queue_create('q'), queue_send('q', '1'); RESET ROLE"
+        ))
+        .unwrap();
+    let sequence = text(&mut client, "pg_get_serial_sequence('queue.q', 'msg_id')");
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {reader}")).unwrap();
+    for call in [
+        "SELECT FROM queue.q",
+        "SELECT FROM queue_archive.q",
+        "SELECT * FROM queue_read('q')",
+        "SELECT * FROM queue_peek('q')",
+        "SELECT queue_send('q', '2')",
+        "SELECT queue_purge('q')",
+        &format!("SELECT nextval('{sequence}')"),
+        &format!("SELECT FROM {sequence}"),
+    ] {
+        assert_eq!(code(other.batch_execute(call)), "42501", "{call}");
+    }
+    as_role(&mut client, &alice, |client| {
+        client.batch_execute(&format!("SELECT nextval('{sequence}'); SELECT FROM queue_archive.q")).unwrap();
+        assert_eq!(read(client, "q", 1).len(), 1, "to its owner it is open");
+        client.execute("SELECT queue_grant('q', $1, 'observe')", &[&reader]).unwrap();
+    });
+    assert_eq!(other.query("SELECT FROM queue_peek('q')", &[]).unwrap().len(), 1, "and to whom he grants it");
+}
