@@ -9,7 +9,7 @@ use crate::queue::column;
 use crate::queue::journal;
 use crate::queue::resolve::Queue;
 use crate::queue::row_of;
-use queue_dispatch::{LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_MARK};
+use queue_dispatch::{mark_at, LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_MARK};
 
 /// Rows per hold of the lock.
 const CHUNK: usize = 256;
@@ -63,14 +63,14 @@ pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
             chunk.extend(row);
             if chunk.len() == CHUNK || is_end {
                 if let Some(full_at) = file(at, &chunk)? {
-                    stopped_at = full_at;
+                    stopped_at = mark_at(full_at);
                     break;
                 }
                 if is_end {
                     break;
                 }
                 if clock::now().mono_us >= until_us {
-                    stopped_at = chunk.last().map_or(from, |row| row.msg_id.saturating_add(1));
+                    stopped_at = chunk.last().map_or(from, |row| mark_at(row.msg_id.saturating_add(1)));
                     loaded = Loaded::Unfinished;
                     break;
                 }

@@ -16,6 +16,7 @@
 //! A queue whose load stopped for want of room is **hungry**: loading it again is futile until a slot is freed.
 //! Whoever frees one looks at the list of the hungry.
 
+use crate::load::mark_at;
 use crate::policy::{mix, Policy};
 use crate::slot::{Slot, State, View};
 use crate::tree::{self, Order};
@@ -575,6 +576,7 @@ impl<'a> Arena<'a> {
         }
     }
 
+        let msg_id = mark_at(msg_id);
     /// A message due at `wall_us`, within the horizon, has no room.
     pub(crate) fn horizon_lower(&mut self, q: u32, wall_us: i64) {
         let queue = &mut self.queues[q as usize];
