@@ -64,8 +64,8 @@ enum Op {
     MarkFrom { relation: u32, msg_id: i64 },
     /// The table was emptied.
     Emptied { relation: u32 },
-    /// The queue's settings were changed. The old ones are kept: who attaches the queue in this transaction reads
-    /// the new ones before they are committed.
+    /// The queue's settings were changed. The old ones are kept: of a queue that this transaction created the dispatcher
+    /// may know the new ones before they are committed.
     Configured { relation: u32, policy: Policy, before: Policy },
     /// The table was created: nobody must remember it if this is undone.
     Created { relation: u32 },
