@@ -33,8 +33,9 @@ pub enum Loaded {
 }
 
 /// Loads from the mark on, if there is one, until `until_us` (on the clock that never jumps) at most: millions of
-/// messages that are due much later may lie before the first that is due. The transaction must have no id, and hold a
-/// lock on the table.
+/// messages that are due much later may lie before the first that is due. The transaction holds a lock on the table. What
+/// it has done itself is not looked at: its own rows are published when it commits, and what it has deleted is still
+/// there for others, should it not.
 pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
     let me = latch::my_proc();
     let (start, at) = queue.with(|arena, at, _, _| (arena.load_begin(at, me), at))?;
@@ -51,7 +52,7 @@ pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
         return Ok(Loaded::Done);
     });
     crate::wait_point!("load-snapshot");
-    let snapshot = Snapshot::latest();
+    let snapshot = Snapshot::latest_of_others();
     let mut stopped_at = NO_MARK;
     let mut loaded = Loaded::Done;
     if let Some(table) = Table::open(queue.relation, None) {
@@ -106,7 +107,7 @@ pub fn scan(queue: &Queue) -> Result<Loaded> {
     };
     journal::loading(Some(at));
     crate::wait_point!("scan-snapshot");
-    let snapshot = Snapshot::latest();
+    let snapshot = Snapshot::latest_of_others();
     let (mut reached_us, mut beyond_us) = (until_us, NEVER_US);
     if let Some(table) = Table::open(queue.relation, None) {
         let mut walk = table.walk_times(queue.due, after_us, NEVER_US - 1, &snapshot);

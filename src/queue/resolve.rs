@@ -456,7 +456,7 @@ impl Queue {
     }
 }
 
-/// Whether this transaction may load: one with an id of its own would see its own uncommitted rows.
+/// Whether this transaction may load.
 pub fn may_load() -> bool {
-    !xact::has_id() && !xact::is_standby()
+    !xact::is_standby()
 }
