@@ -168,6 +168,8 @@ pub struct Queue {
     pub(crate) rows_are_stale: bool,
     /// Some leases' rows count a delivery that was given back.
     pub(crate) rows_are_recounted: bool,
+    /// Its table was truncated since it was attached: a lease's row that no slot knows of is of a message from before.
+    pub(crate) was_emptied: bool,
     /// Something became ready since those who listen were last notified.
     pub(crate) is_news: bool,
 }
@@ -223,6 +225,7 @@ impl Queue {
         is_restoring: false,
         rows_are_stale: false,
         rows_are_recounted: false,
+        was_emptied: false,
         is_news: false,
     };
 
@@ -493,8 +496,12 @@ impl<'a> Arena<'a> {
             let queue = &self.queues[q as usize];
             let slot = [queue.ready, queue.timed, queue.exhausted].into_iter().find(|root| *root != NIL);
             let Some(slot) = slot else {
-                self.queues[q as usize].mark = NO_MARK;
-                self.queues[q as usize].beyond_us = NEVER_US;
+                let record = &mut self.queues[q as usize];
+                record.mark = NO_MARK;
+                record.beyond_us = NEVER_US;
+                // The worker may be writing leases of what is gone, whose ids may come anew.
+                record.was_emptied = true;
+                record.rows_are_recounted = true;
                 self.hunger_end(q);
                 return true;
             };
@@ -569,6 +576,7 @@ impl<'a> Arena<'a> {
 
     pub(crate) fn mark_lower(&mut self, q: u32, msg_id: i64) {
         let queue = &mut self.queues[q as usize];
+        let msg_id = mark_at(msg_id);
         if queue.loader != NIL {
             queue.redo = queue.redo.min(msg_id);
         } else {
@@ -576,7 +584,6 @@ impl<'a> Arena<'a> {
         }
     }
 
-        let msg_id = mark_at(msg_id);
     /// A message due at `wall_us`, within the horizon, has no room.
     pub(crate) fn horizon_lower(&mut self, q: u32, wall_us: i64) {
         let queue = &mut self.queues[q as usize];
