@@ -314,15 +314,14 @@ fn reader_with_a_transaction_id_loads_what_others_see() {
             "DELETE FROM queue.q WHERE msg_id = 1; UPDATE queue.q SET visible_at = 'infinity' WHERE msg_id = 2",
         )
         .unwrap();
-    assert_eq!(ids(&read(&mut reader, "q", 1)), sent[2..3]);
-    assert_eq!(ids(&read(&mut reader, "q", 9)), [sent[3], own], "nothing twice");
+    assert_eq!(sorted(ids(&read(&mut reader, "q", 9))), [sent[2], sent[3], own], "nothing twice");
     assert!(read(&mut client, "q", 9).is_empty(), "nothing that is not committed");
     reader.batch_execute("ROLLBACK").unwrap();
     assert_eq!(drain(&mut client, "q"), sent, "what it had changed is as it was");
     reader.batch_execute("BEGIN").unwrap();
     let own = send(&mut reader, "q", 10);
     advance_clock(&mut client, "2 min");
-    assert_eq!(ids(&read(&mut reader, "q", 9)), [later, own]);
+    assert_eq!(sorted(ids(&read(&mut reader, "q", 9))), [later, own]);
     reader.batch_execute("COMMIT").unwrap();
     assert!(read(&mut client, "q", 9).is_empty());
     assert_eq!(rows(&mut client, "q"), 2);
