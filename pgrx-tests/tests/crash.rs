@@ -318,6 +318,29 @@ fn prepared_transaction_outlives_a_crash() {
 }
 
 #[test]
+fn settings_that_are_not_committed_reach_nobody_after_a_restart() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q", "p"]);
+    let mut client = session(&database);
+    set_worker(&database, false); // it would take the queues in before anybody else
+    send(&mut client, "p", 1);
+    send(&mut client, "q", 1);
+    let failed = read_one(&mut client, "q");
+    assert_eq!(retry(&mut client, "q", &failed, Some("0")), "retried");
+    cluster.restart(StopMode::Fast).unwrap();
+    let (mut client, mut altering) = (session(&database), session(&database));
+    altering.batch_execute("BEGIN; SELECT queue_alter('q', max_deliveries => 1), queue_pause('p')").unwrap();
+    send(&mut altering, "q", 2);
+    send(&mut altering, "p", 2);
+    assert_eq!(read_one(&mut client, "p").message, 1, "it is not paused yet");
+    assert_eq!(read_one(&mut client, "q").count, 2, "nor is that one too many");
+    altering.batch_execute("COMMIT").unwrap();
+    assert!(read(&mut client, "p", 9).is_empty());
+    client.batch_execute("SELECT queue_resume('p')").unwrap();
+    assert_eq!(read_one(&mut client, "p").message, 2);
+}
+
+#[test]
 fn unlogged_queue_is_empty_after_a_crash_and_works() {
     let cluster = Cluster::start_new().unwrap();
     let database = database_on(&cluster, &["kept"]);

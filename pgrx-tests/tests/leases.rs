@@ -738,3 +738,77 @@ fn fence_of_before_a_restart_never_comes_again() {
     }
     assert_eq!(fences.len(), 200);
 }
+
+// ---- Ids that come anew ---------------------------------------------------------------------------------------
+
+#[test]
+fn truncate_forgets_what_is_written_of_leases() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q", "other"]);
+    let (mut client, mut truncating) = (session(&database), session(&database));
+    send(&mut client, "q", 1);
+    send(&mut client, "other", 1);
+    // What others have written since is not in its snapshot.
+    truncating.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM queue.other").unwrap();
+    let other = read_written(&mut client, "other", 1, "1 h");
+    let held = read_written(&mut client, "q", 1, "1 h");
+    client
+        .batch_execute(
+            "BEGIN; SAVEPOINT s; TRUNCATE queue.q; ROLLBACK TO s; COMMIT; BEGIN; TRUNCATE queue.q; ROLLBACK",
+        )
+        .unwrap();
+    assert_eq!(written_leases(&mut client, "q").len(), 1, "rolled back, it changes nothing");
+    truncating.batch_execute("TRUNCATE queue.q RESTART IDENTITY; COMMIT").unwrap();
+    assert_eq!(send(&mut client, "q", 2), held[0].msg_id, "another message with the id of the first");
+    cluster.restart(StopMode::Fast).unwrap();
+    let mut client = session(&database);
+    assert!(!delete(&mut client, "q", &held[0]), "the old lease does not reach the new message");
+    assert_eq!(counts(&read(&mut client, "q", 9)), [(held[0].msg_id, 1)]);
+    assert!(read(&mut client, "other", 9).is_empty());
+    assert!(delete(&mut client, "other", &other[0]), "another queue's lease survives");
+    // The extension may go in the same transaction.
+    client.batch_execute("BEGIN; TRUNCATE queue.q; DROP EXTENSION pg_queue CASCADE; COMMIT").unwrap();
+}
+
+#[test]
+fn truncate_while_the_worker_writes_a_lease_has_it_swept() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    send(&mut client, "q", 1);
+    let mut hold = Hold::backend(&database, "lease-write", worker_pid(&database));
+    let held = read_for(&mut client, "q", 1, "1 h");
+    advance_clock(&mut client, FLUSH);
+    hold.wait_reached();
+    client.batch_execute("TRUNCATE queue.q RESTART IDENTITY").unwrap();
+    hold.release();
+    wait_written(&mut client, "q", &ids(&held));
+    assert_eq!(send(&mut client, "q", 2), held[0].msg_id);
+    advance_clock(&mut client, SWEEP);
+    wait_until("what was written of the old message is gone", || written_leases(&mut client, "q").is_empty());
+    crash(&cluster);
+    let mut client = session(&database);
+    assert_eq!(counts(&read(&mut client, "q", 9)), [(held[0].msg_id, 1)]);
+}
+
+#[test]
+fn lease_of_an_unlogged_queue_ends_with_its_message() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &[]);
+    let mut client = session(&database);
+    client.batch_execute("SELECT queue_create('q', unlogged => true)").unwrap();
+    send(&mut client, "q", 1);
+    let held = read_for(&mut client, "q", 1, "1 h"); // on the real clock, like what plain SQL stamps
+    wait_written(&mut client, "q", &ids(&held));
+    cluster.restart(StopMode::Fast).unwrap();
+    let mut client = session(&database);
+    assert!(read(&mut client, "q", 9).is_empty(), "it survives what its message survives");
+    set_worker(&database, false);
+    crash(&cluster);
+    let mut client = session(&database);
+    client.batch_execute("INSERT INTO queue.q (msg_id, message) VALUES (1, '2')").unwrap();
+    assert_eq!(counts(&read(&mut client, "q", 9)), [(held[0].msg_id, 1)]);
+    assert!(!delete(&mut client, "q", &held[0]));
+    set_worker(&database, true);
+    wait_until("what was written of the old message is gone", || written_leases(&mut client, "q").is_empty());
+}

@@ -8,7 +8,7 @@ mod common;
 
 use common::*;
 use queue_tests::wait_points::advance_clock;
-use queue_tests::{wait_until, ClusterOptions, Session};
+use queue_tests::{wait_until, ClusterOptions, Session, StopMode};
 
 /// Rows of one chunk of a load (queue/load.rs); a load passes "load-row" after each full chunk but the last.
 const CHUNK: i64 = 256;
@@ -284,14 +284,13 @@ fn reader_who_finds_a_load_running_waits_for_it() {
 }
 
 #[test]
-fn reader_with_a_transaction_id_has_the_worker_load() {
+fn reader_with_a_transaction_id_loads() {
     let database = database_with(&["q"]);
     let mut client = session(&database);
     client.batch_execute("CREATE TABLE t (n int)").unwrap();
-    worker_pid(&database);
     let sent = send_many(&mut client, "q", 3);
     client.batch_execute("BEGIN; INSERT INTO t VALUES (1)").unwrap();
-    assert_eq!(ids(&read(&mut client, "q", 9)), sent, "loaded by the worker");
+    assert_eq!(ids(&read(&mut client, "q", 9)), sent);
     let own = send(&mut client, "q", 4);
     assert_eq!(ids(&read(&mut client, "q", 9)), [own]);
     client.batch_execute("COMMIT").unwrap();
@@ -299,7 +298,37 @@ fn reader_with_a_transaction_id_has_the_worker_load() {
 }
 
 #[test]
-fn reader_with_a_transaction_id_that_has_waited_long_still_has_the_worker_load() {
+fn reader_with_a_transaction_id_loads_what_others_see() {
+    let cluster = ClusterOptions::default().start().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let mut client = session(&database);
+    set_worker(&database, false);
+    let sent = send_many(&mut client, "q", 4);
+    let later = send_delayed(&mut client, "q", "1 min");
+    cluster.restart(StopMode::Fast).unwrap(); // all of it is under a mark
+    let (mut client, mut reader) = (session(&database), session(&database));
+    reader.batch_execute("BEGIN").unwrap();
+    let own = send(&mut reader, "q", 9);
+    reader
+        .batch_execute(
+            "DELETE FROM queue.q WHERE msg_id = 1; UPDATE queue.q SET visible_at = 'infinity' WHERE msg_id = 2",
+        )
+        .unwrap();
+    assert_eq!(sorted(ids(&read(&mut reader, "q", 9))), [sent[2], sent[3], own], "nothing twice");
+    assert!(read(&mut client, "q", 9).is_empty(), "nothing that is not committed");
+    reader.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(drain(&mut client, "q"), sent, "what it had changed is as it was");
+    reader.batch_execute("BEGIN").unwrap();
+    let own = send(&mut reader, "q", 10);
+    advance_clock(&mut client, "2 min");
+    assert_eq!(sorted(ids(&read(&mut reader, "q", 9))), [later, own]);
+    reader.batch_execute("COMMIT").unwrap();
+    assert!(read(&mut client, "q", 9).is_empty());
+    assert_eq!(rows(&mut client, "q"), 2);
+}
+
+#[test]
+fn reader_with_a_transaction_id_that_has_waited_long_still_loads() {
     let cluster = ClusterOptions::default().start().unwrap();
     let database = database_on(&cluster, &["q"]);
     let (mut client, mut reader) = (session(&database), session(&database));

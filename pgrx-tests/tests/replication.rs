@@ -162,6 +162,37 @@ fn copy_that_takes_over_gives_ids_that_nobody_had() {
 }
 
 #[test]
+fn copy_of_prepared_transactions_that_takes_over_gives_ids_that_nobody_had() {
+    let (here, there) = (publisher(), Cluster::start_new().unwrap());
+    let (from, to) = (database_on(&here, &["q"]), database_on(&there, &["q"]));
+    let (mut client, mut copy) = (session(&from), session(&to));
+    // In use, and known to the worker, before anything arrives.
+    assert_eq!(send(&mut copy, "q", 0), 1);
+    assert!(delete_id(&mut copy, "q", 1));
+    client.batch_execute("CREATE PUBLICATION p FOR TABLE queue.q").unwrap();
+    subscribe(&to, &from, "p WITH (two_phase = true)");
+    wait_until("it replicates in two phases", || {
+        copy.query_one("SELECT subtwophasestate = 'e' FROM pg_subscription", &[]).unwrap().get(0)
+    });
+    client.batch_execute("BEGIN").unwrap();
+    let sent = send_many(&mut client, "q", 500);
+    client.batch_execute("PREPARE TRANSACTION 'here'").unwrap();
+    wait_until("it is prepared there, too", || {
+        let sql = "SELECT count(*) = 1 FROM pg_prepared_xacts WHERE database = current_database()";
+        copy.query_one(sql, &[]).unwrap().get(0)
+    });
+    client.batch_execute("COMMIT PREPARED 'here'").unwrap();
+    wait_applied(&from);
+    unsubscribe(&to);
+    wait_until("the ids of the copy are past those that came", || {
+        let sql = "SELECT last_value >= 500 FROM pg_sequences WHERE schemaname = 'queue'";
+        copy.query_one(sql, &[]).unwrap().get(0)
+    });
+    assert_eq!(send(&mut copy, "q", 501), 501);
+    assert_eq!(drain(&mut copy, "q"), [sent, vec![501]].concat());
+}
+
+#[test]
 fn publication_of_all_tables_is_in_nobodys_way() {
     let here = publisher();
     let database = here.create_database().unwrap();

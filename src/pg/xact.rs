@@ -10,6 +10,8 @@ use std::cell::Cell;
 /// What to call when.
 #[derive(Clone, Copy)]
 pub struct Callbacks {
+    /// Before COMMIT; may raise.
+    pub pre_commit: fn(),
     /// Before PREPARE TRANSACTION; may raise.
     pub pre_prepare: fn(),
     /// After PREPARE TRANSACTION; must not raise.
@@ -46,6 +48,7 @@ fn quietly(f: impl FnOnce()) {
 unsafe extern "C-unwind" fn on_xact(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     let Some(callbacks) = CALLBACKS.get() else { return };
     match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => (callbacks.pre_commit)(),
         pg_sys::XactEvent::XACT_EVENT_COMMIT => quietly(callbacks.committed),
         pg_sys::XactEvent::XACT_EVENT_ABORT => quietly(callbacks.aborted),
         pg_sys::XactEvent::XACT_EVENT_PREPARE => quietly(callbacks.prepared),

@@ -23,8 +23,8 @@
 
 use crate::error::{Error, Result};
 use crate::pg::{self, clock, latch, shmem, xact};
-use crate::queue::capture;
 use crate::queue::overlay::{Local, Overlay, State};
+use crate::queue::{capture, lease};
 use crate::settings;
 use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row, Taken};
 use std::cell::{Cell, RefCell};
@@ -64,8 +64,8 @@ enum Op {
     MarkFrom { relation: u32, msg_id: i64 },
     /// The table was emptied.
     Emptied { relation: u32 },
-    /// The queue's settings were changed. The old ones are kept: who attaches the queue in this transaction reads
-    /// the new ones before they are committed.
+    /// The queue's settings were changed. The old ones are kept: of a queue that this transaction created the dispatcher
+    /// may know the new ones before they are committed.
     Configured { relation: u32, policy: Policy, before: Policy },
     /// The table was created: nobody must remember it if this is undone.
     Created { relation: u32 },
@@ -92,6 +92,8 @@ struct Journal {
     expiries: Vec<(u32, i64)>,
     /// Tables that got rows from another server, with ids of its own. Not undone either.
     replicated: Vec<u32>,
+    /// Tables were emptied; the entries tell which still are.
+    has_emptied: bool,
 }
 
 pub use crate::queue::overlay::{Own, Then as OwnThen};
@@ -128,6 +130,7 @@ impl Journal {
         self.overlay.clear();
         self.expiries.clear();
         self.replicated.clear();
+        self.has_emptied = false;
         if self.entries.capacity() > 1_024 {
             self.entries = Vec::new(); // a large transaction's memory is given back
         }
@@ -235,6 +238,7 @@ pub fn emptied(relation: u32) -> Result<()> {
             }
         }
         j.push(Op::Emptied { relation }, sub);
+        j.has_emptied = true;
         Ok(())
     })
 }
@@ -487,7 +491,23 @@ fn end_what_is_open() {
 
 /// Registers what has to happen at the end of transactions, in `_PG_init`.
 pub fn install() {
-    xact::install(xact::Callbacks { pre_prepare, prepared, committed, aborted, sub_aborted });
+    xact::install(xact::Callbacks { pre_commit, pre_prepare, prepared, committed, aborted, sub_aborted });
+}
+
+/// What is written of the leases of a truncated table goes with its messages, whose ids may come anew. Only now, and not
+/// when it was truncated: the worker never has to wait for a row of its own until somebody's transaction ends.
+fn pre_commit() {
+    let emptied: Vec<u32> = JOURNAL.with_borrow(|j| {
+        let entries = if j.has_emptied { j.entries.as_slice() } else { &[] };
+        let relation_of = |entry: &Entry| match entry.op {
+            Op::Emptied { relation } => Some(relation),
+            _ => None,
+        };
+        entries.iter().filter_map(relation_of).collect()
+    });
+    for relation in emptied {
+        lease::forget_written(relation);
+    }
 }
 
 fn committed() {
@@ -749,6 +769,10 @@ fn pre_prepare() {
                 }
                 // Nobody would tell the worker at COMMIT PREPARED.
                 Op::WorkerCalled => return Some("changed settings or schedules"),
+                // Nor would anybody forget its leases. What another server has prepared must not be refused: there the
+                // worker looks at everything anew.
+                Op::Emptied { relation } if xact::is_replica() => note_lowest(&mut lowest, relation, i64::MIN),
+                Op::Emptied { .. } => return Some("truncated a queue"),
                 Op::Updated { relation, row } => note_lowest(&mut lowest, relation, row.msg_id),
                 Op::MarkFrom { relation, msg_id } => note_lowest(&mut lowest, relation, msg_id),
                 _ => {}

@@ -1,13 +1,14 @@
 //! Leases and the tables: what the worker has written of them is read back when a queue is first used after a start
-//! ([`restore`]), and a read of a queue with durable leases waits until they are written ([`await_written`]). Owns
-//! the way back and that wait; what is written, and when, is `worker::leases`' business.
+//! ([`restore`]), a read of a queue with durable leases waits until they are written ([`await_written`]), and whoever
+//! truncates a queue has them deleted ([`forget_written`]). Owns the way back, that wait and that deletion; what is
+//! written, and when, is `worker::leases`' business.
 
 use crate::error::{Error, Result};
 use crate::pg::call::Value;
-use crate::pg::table::{Snapshot, Table};
+use crate::pg::table::{Record, Snapshot, Table};
 use crate::pg::{latch, shmem, spi, user};
 use crate::queue::resolve::Queue;
-use crate::queue::{journal, row_of};
+use crate::queue::{column, journal, row_of};
 use pgrx::pg_sys;
 use queue_dispatch::{LeaseCount, LeaseRow, Now, QueueRef, Restore, Row, Written, CHUNK_MAX, NIL};
 
@@ -90,6 +91,7 @@ fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
     let mut leases = Vec::new();
     let has_leases = !outcome.rows.is_empty(); // most queues have none
     if let Some(table) = has_leases.then(|| Table::open(queue.relation, None)).flatten() {
+        let is_unlogged = user::is_unlogged(queue.relation);
         leases.try_reserve_exact(outcome.rows.len()).map_err(|_| Error::Memory)?;
         leases.extend(outcome.rows.iter().filter_map(|row| {
             let message = table.lookup(queue.key, row[0].i64()?, &snapshot)?;
@@ -100,12 +102,39 @@ fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
                 until_us: row[4].time_us(),
                 row: row_of(&message),
             };
-            (lease.count > lease.row.count).then_some(lease)
+            let is_other = is_unlogged && is_of_an_earlier_message(lease.leased_at_us, &message);
+            (lease.count > lease.row.count && !is_other).then_some(lease)
         }));
         table.close(None, true);
     }
     snapshot.done();
     Ok(leases)
+}
+
+/// Whether a lease is of an earlier message than the one that has its id now: an unlogged queue is empty after a crash,
+/// and its ids begin anew. Not to be asked of others, which lose nothing in this way: clocks may be set back, and what
+/// came from another server has the time of that one's.
+pub fn is_of_an_earlier_message(leased_at_us: i64, message: &Record) -> bool {
+    message.value(column::ENQUEUED_AT).time_us().is_some_and(|sent_us| leased_at_us < sent_us)
+}
+
+/// Deletes what is written of a queue's leases, in this transaction. What the worker is writing at this moment is left
+/// out, so that neither waits for the other: the dispatcher has it swept.
+pub fn forget_written(relation: u32) {
+    const STATEMENT: &str = "DELETE FROM queue_catalog.lease WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY(\
+         SELECT ctid FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED))";
+    // This transaction may have dropped the extension since.
+    if user::schema(c"queue_catalog").and_then(|schema| user::relation(schema, "lease")).is_none() {
+        return;
+    }
+    // COMMIT runs without a snapshot, and what a REPEATABLE READ transaction has is too old.
+    let snapshot = Snapshot::latest();
+    user::acting_as_extension(|| {
+        let plan = spi::prepare(STATEMENT, &[pg_sys::OIDOID.into()]);
+        plan.run(&[Value::of(pg_sys::Oid::from(relation))], Some(&snapshot));
+        plan.free();
+    });
+    snapshot.done();
 }
 
 /// Sleeps until the worker has written the counts of these leases (message, lease) and its transaction is on disk. A

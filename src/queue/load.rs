@@ -9,7 +9,7 @@ use crate::queue::column;
 use crate::queue::journal;
 use crate::queue::resolve::Queue;
 use crate::queue::row_of;
-use queue_dispatch::{LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_MARK};
+use queue_dispatch::{mark_at, LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVER_US, NO_MARK};
 
 /// Rows per hold of the lock.
 const CHUNK: usize = 256;
@@ -33,8 +33,9 @@ pub enum Loaded {
 }
 
 /// Loads from the mark on, if there is one, until `until_us` (on the clock that never jumps) at most: millions of
-/// messages that are due much later may lie before the first that is due. The transaction must have no id, and hold a
-/// lock on the table.
+/// messages that are due much later may lie before the first that is due. The transaction holds a lock on the table. What
+/// it has done itself is not looked at: its own rows are published when it commits, and what it has deleted is still
+/// there for others, should it not.
 pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
     let me = latch::my_proc();
     let (start, at) = queue.with(|arena, at, _, _| (arena.load_begin(at, me), at))?;
@@ -51,7 +52,7 @@ pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
         return Ok(Loaded::Done);
     });
     crate::wait_point!("load-snapshot");
-    let snapshot = Snapshot::latest();
+    let snapshot = Snapshot::latest_of_others();
     let mut stopped_at = NO_MARK;
     let mut loaded = Loaded::Done;
     if let Some(table) = Table::open(queue.relation, None) {
@@ -63,14 +64,14 @@ pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
             chunk.extend(row);
             if chunk.len() == CHUNK || is_end {
                 if let Some(full_at) = file(at, &chunk)? {
-                    stopped_at = full_at;
+                    stopped_at = mark_at(full_at);
                     break;
                 }
                 if is_end {
                     break;
                 }
                 if clock::now().mono_us >= until_us {
-                    stopped_at = chunk.last().map_or(from, |row| row.msg_id.saturating_add(1));
+                    stopped_at = chunk.last().map_or(from, |row| mark_at(row.msg_id.saturating_add(1)));
                     loaded = Loaded::Unfinished;
                     break;
                 }
@@ -106,7 +107,7 @@ pub fn scan(queue: &Queue) -> Result<Loaded> {
     };
     journal::loading(Some(at));
     crate::wait_point!("scan-snapshot");
-    let snapshot = Snapshot::latest();
+    let snapshot = Snapshot::latest_of_others();
     let (mut reached_us, mut beyond_us) = (until_us, NEVER_US);
     if let Some(table) = Table::open(queue.relation, None) {
         let mut walk = table.walk_times(queue.due, after_us, NEVER_US - 1, &snapshot);

@@ -307,11 +307,14 @@ pub fn columns_are_ours(columns: &[(String, u32)]) -> bool {
 
 /// A queue's archive and settings, as they are committed now (or changed by this transaction).
 pub fn read_settings(relation: u32) -> Option<(u32, Settings)> {
+    read_settings_under(Snapshot::latest(), relation)
+}
+
+fn read_settings_under(snapshot: Snapshot, relation: u32) -> Option<(u32, Settings)> {
     const STATEMENT: &str = "SELECT archive::pg_catalog.oid, visibility_timeout, max_deliveries, \
         dead_letter_queue::pg_catalog.oid, retry_delay, retry_backoff, retry_delay_max, retry_jitter, \
         require_lease, paused, message_ttl, archive_retention, durable_leases FROM queue_catalog.queue \
         WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass";
-    let snapshot = Snapshot::latest();
     let outcome = user::acting_as_extension(|| {
         spi::look(STATEMENT, &[pg_sys::OIDOID.into()], &[Value::of(pg_sys::Oid::from(relation))])
     });
@@ -361,7 +364,10 @@ fn attach(queue: &Queue) -> Result<()> {
             queue.at.set(at);
             return Ok(());
         }
-        let Some((_, settings)) = read_settings(queue.relation) else {
+        // What this transaction has changed may roll back, and is given to the dispatcher when it commits. Only a queue
+        // that it has created nobody else can see.
+        let committed = read_settings_under(Snapshot::latest_of_others(), queue.relation);
+        let Some((_, settings)) = committed.or_else(|| read_settings(queue.relation)) else {
             return Err(Error::QueueUnknown { queue: queue.name.clone() });
         };
         shmem::with_arena(|arena, _, _| arena.queue_configure(at, version, settings.policy()))?;
@@ -450,7 +456,7 @@ impl Queue {
     }
 }
 
-/// Whether this transaction may load: one with an id of its own would see its own uncommitted rows.
+/// Whether this transaction may load.
 pub fn may_load() -> bool {
-    !xact::has_id() && !xact::is_standby()
+    !xact::is_standby()
 }

@@ -442,8 +442,11 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
         if is_ready {
             return Ok(Next::TakeAgain); // loaded or published by others since we took
         }
+        if journal::is_created_here(queue.relation) {
+            continue; // all that is in it is this transaction's own
+        }
         if !resolve::may_load() {
-            if (is_marked || is_due) && !journal::is_created_here(queue.relation) {
+            if is_marked || is_due {
                 queue.with(|arena, at, _, fx| {
                     arena.load_ask(at, fx);
                     arena.queue_look(at, fx);

@@ -485,6 +485,8 @@ fn prepared() -> i64 {
         for row in &outcome.rows {
             if let (Some(relation), Some(msg_id)) = (row[0].get::<pg_sys::Oid>(), row[1].i64()) {
                 journal::mark_from(relation.into(), msg_id)?;
+                // They may have come by logical replication: the identity knows nothing of them.
+                journal::replicated(relation.into())?;
             }
         }
         Ok(open.processed > 0)

@@ -1,6 +1,7 @@
 //! Leases that last are written to `queue_catalog.lease`, in batches, so that a crash, a restart or a failover loses
-//! neither fence nor count; rows that are not needed any more are swept together. The only writer of that table. What
-//! a row means, and which leases need one, is told in the dispatcher's `lease`.
+//! neither fence nor count; rows that are not needed any more are swept together. The only writer of that table, but for
+//! whoever truncates a queue, who deletes its rows. What a row means, and which leases need one, is told in the
+//! dispatcher's `lease`.
 //!
 //! The order: the dispatcher says which leases are old enough; then Postgres is asked whether the transaction that
 //! took each one still runs; then they are written; after the commit the dispatcher is told. A lease that ends
@@ -8,9 +9,9 @@
 
 use crate::pg::call::Value;
 use crate::pg::table::{AccessShareLock, Snapshot, Table};
-use crate::pg::{clock, latch, shmem, spi, worker};
+use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::resolve::Queue;
-use crate::queue::row_of;
+use crate::queue::{lease, row_of};
 use crate::settings;
 use crate::worker::database::{open, Opened};
 use pgrx::pg_sys;
@@ -167,14 +168,15 @@ pub fn sweep(database: u32, tick: &Tick) -> bool {
     done != Some(false)
 }
 
-/// What is written of a queue's leases: message and count.
-fn written(queue: &Queue) -> Vec<(i64, i32)> {
+/// What is written of a queue's leases: message, count and beginning.
+fn written(queue: &Queue) -> Vec<(i64, i32, i64)> {
     let outcome = spi::run(
-        "SELECT msg_id, delivery_count FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1",
+        "SELECT msg_id, delivery_count, leased_at FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1",
         &[pg_sys::OIDOID.into()],
         &[Value::of(pg_sys::Oid::from(queue.relation))],
     );
-    outcome.rows.iter().filter_map(|row| Some((row[0].i64()?, row[1].get::<i32>()?))).collect()
+    let columns = |row: &Vec<Value>| Some((row[0].i64()?, row[1].get::<i32>()?, row[2].time_us()?));
+    outcome.rows.iter().filter_map(columns).collect()
 }
 
 /// The queue's table is not named in a statement: planning one runs functions of its owner's, with the rights of
@@ -188,9 +190,13 @@ fn delete_stale(queue: &Queue) -> crate::Result<()> {
     let snapshot = Snapshot::latest();
     let mut stale = Vec::new();
     stale.try_reserve_exact(rows.len()).map_err(|_| crate::Error::Memory)?;
-    for (msg_id, count) in rows {
+    let is_unlogged = user::is_unlogged(queue.relation);
+    for (msg_id, count, leased_at_us) in rows {
         let message = table.lookup(queue.key, msg_id, &snapshot);
-        if message.is_none_or(|message| i64::from(row_of(&message).count) >= i64::from(count)) {
+        if message.is_none_or(|message| {
+            i64::from(row_of(&message).count) >= i64::from(count)
+                || is_unlogged && lease::is_of_an_earlier_message(leased_at_us, &message)
+        }) {
             stale.push(Value::of(msg_id));
         }
     }
@@ -213,7 +219,7 @@ fn recount(queue: &Queue, at: QueueRef) -> crate::Result<()> {
     for chunk in rows.chunks(CHUNK_MAX) {
         fates.reserve(chunk.len());
         shmem::with_arena(|arena, _, _| {
-            for (msg_id, count) in chunk {
+            for (msg_id, count, _) in chunk {
                 if let RowFate::Recount(count) = arena.row_fate(at, *msg_id, (*count).max(0) as u32) {
                     fates.push((*msg_id, count)); // within capacity
                 }

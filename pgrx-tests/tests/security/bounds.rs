@@ -407,6 +407,13 @@ fn rows_with_extreme_values_break_nothing() {
     client.batch_execute("SELECT queue_create('other')").unwrap();
     let sent = send(&mut client, "other", 1);
     assert_eq!(drain(&mut client, "other"), [sent]);
+    // The highest id of all is delivered like any other, whether it is met by a load or published.
+    for _ in 0..2 {
+        client
+            .batch_execute(&format!("INSERT INTO queue.other (msg_id, message) VALUES ({}, '1')", i64::MAX))
+            .unwrap();
+        assert_eq!(drain(&mut client, "other"), [i64::MAX]);
+    }
     // A message that has expired since the beginning of time does expire.
     client.batch_execute("INSERT INTO queue.other (message, expires_at) VALUES ('1', '-infinity')").unwrap();
     wait_until("it is gone", || rows(&mut client, "other") == 0);

@@ -16,6 +16,7 @@
 //! A queue whose load stopped for want of room is **hungry**: loading it again is futile until a slot is freed.
 //! Whoever frees one looks at the list of the hungry.
 
+use crate::load::mark_at;
 use crate::policy::{mix, Policy};
 use crate::slot::{Slot, State, View};
 use crate::tree::{self, Order};
@@ -167,6 +168,8 @@ pub struct Queue {
     pub(crate) rows_are_stale: bool,
     /// Some leases' rows count a delivery that was given back.
     pub(crate) rows_are_recounted: bool,
+    /// Its table was truncated since it was attached: a lease's row that no slot knows of is of a message from before.
+    pub(crate) was_emptied: bool,
     /// Something became ready since those who listen were last notified.
     pub(crate) is_news: bool,
 }
@@ -222,6 +225,7 @@ impl Queue {
         is_restoring: false,
         rows_are_stale: false,
         rows_are_recounted: false,
+        was_emptied: false,
         is_news: false,
     };
 
@@ -492,8 +496,12 @@ impl<'a> Arena<'a> {
             let queue = &self.queues[q as usize];
             let slot = [queue.ready, queue.timed, queue.exhausted].into_iter().find(|root| *root != NIL);
             let Some(slot) = slot else {
-                self.queues[q as usize].mark = NO_MARK;
-                self.queues[q as usize].beyond_us = NEVER_US;
+                let record = &mut self.queues[q as usize];
+                record.mark = NO_MARK;
+                record.beyond_us = NEVER_US;
+                // The worker may be writing leases of what is gone, whose ids may come anew.
+                record.was_emptied = true;
+                record.rows_are_recounted = true;
                 self.hunger_end(q);
                 return true;
             };
@@ -568,6 +576,7 @@ impl<'a> Arena<'a> {
 
     pub(crate) fn mark_lower(&mut self, q: u32, msg_id: i64) {
         let queue = &mut self.queues[q as usize];
+        let msg_id = mark_at(msg_id);
         if queue.loader != NIL {
             queue.redo = queue.redo.min(msg_id);
         } else {

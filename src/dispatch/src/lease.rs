@@ -138,7 +138,8 @@ pub enum Restore {
 pub enum RowFate {
     /// It stays as it is.
     Keep,
-    /// It is of a delivery that was given back: this is the count now, 0 for none to be kept.
+    /// It is of a delivery that was given back, or of a message from before the table was truncated: this is the count
+    /// now, 0 for none to be kept.
     Recount(u32),
 }
 
@@ -266,7 +267,9 @@ impl Arena<'_> {
         let Some(q) = self.index_of(queue) else { return };
         let slot = self.find(q, row.msg_id);
         if slot == NIL {
-            self.queues[q as usize].rows_are_stale = true; // finished meanwhile
+            let queue = &mut self.queues[q as usize];
+            queue.rows_are_stale = true; // finished meanwhile
+            queue.rows_are_recounted |= queue.was_emptied;
             return;
         }
         let record = &mut self.slots[slot as usize];
@@ -377,6 +380,10 @@ impl Arena<'_> {
     pub fn row_fate(&mut self, queue: QueueRef, msg_id: i64, count: u32) -> RowFate {
         let Some(q) = self.index_of(queue) else { return RowFate::Keep };
         let slot = self.find(q, msg_id);
+        let is_known = slot != NIL && self.slots[slot as usize].written() != Written::No;
+        if self.queues[q as usize].was_emptied && !is_known {
+            return RowFate::Recount(0);
+        }
         if slot == NIL {
             return RowFate::Keep;
         }

@@ -61,7 +61,7 @@ pub use check::Bounds;
 pub use effects::{Effects, EFFECTS_MAX};
 pub use finish::{Fence, Pin, Pinned};
 pub use lease::{LeaseCount, LeaseRow, LeaseWalk, Restore, RowFate, Written, SWEEP_US};
-pub use load::{LoadRow, LoadStart, ScanStart, HORIZON_US, SCAN_LEAD_US};
+pub use load::{mark_at, LoadRow, LoadStart, ScanStart, HORIZON_US, SCAN_LEAD_US};
 pub use policy::{backoff_us, Policy};
 pub use slot::{Row, Slot, State, Tid, View};
 pub use take::{Change, Lease, Settled, Taken};

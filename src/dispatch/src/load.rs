@@ -24,6 +24,15 @@ pub(crate) fn scan_time_us(visible_at_us: i64, now: Now) -> i64 {
     now.mono_of(visible_at_us.saturating_sub(SCAN_LEAD_US))
 }
 
+/// The mark from which a walk meets this id. The highest of all ids means "no mark", so it is met from the one below.
+pub const fn mark_at(msg_id: i64) -> i64 {
+    if msg_id == NO_MARK {
+        NO_MARK - 1
+    } else {
+        msg_id
+    }
+}
+
 /// Whether a load may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadStart {
@@ -93,7 +102,8 @@ impl Arena<'_> {
         let Some(q) = self.index_of(queue) else { return LoadRow::Full };
         let outcome = self.load_row_of(q, row, now, fx);
         if outcome == LoadRow::Known {
-            self.queues[q as usize].reached = row.msg_id.saturating_add(1); // of a scan nobody asks
+            self.queues[q as usize].reached = mark_at(row.msg_id.saturating_add(1));
+            // of a scan nobody asks
         }
         outcome
     }
@@ -111,7 +121,7 @@ impl Arena<'_> {
         }
         let record = &self.queues[q as usize];
         if let Some(due_us) = row.due_us(now) {
-            if row.msg_id >= record.redo {
+            if record.redo != NO_MARK && row.msg_id >= record.redo {
                 // The row may have been changed since this snapshot; the next load begins no later than here.
                 return LoadRow::Known;
             }
@@ -138,8 +148,8 @@ impl Arena<'_> {
         self.queues[q as usize].exhausted_len >= self.head.config.window
     }
 
-    /// Ends a load: `stopped_at` is the first id that was not looked at, [`NO_MARK`] when the walk reached the
-    /// end. Wakes who waits for it.
+    /// Ends a load: `stopped_at` is the first id that was not looked at (as [`mark_at`] has it), [`NO_MARK`] when the
+    /// walk reached the end. Wakes who waits for it.
     pub fn load_end(&mut self, queue: QueueRef, loader: u32, stopped_at: i64, fx: &mut Effects) {
         let Some(q) = self.index_of(queue) else { return };
         let record = &mut self.queues[q as usize];

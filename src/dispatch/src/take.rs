@@ -71,7 +71,7 @@ impl Arena<'_> {
             return;
         }
         let record = &self.queues[q as usize];
-        if record.loader == NIL && row.msg_id >= record.mark {
+        if record.loader == NIL && record.mark != NO_MARK && row.msg_id >= record.mark {
             self.announce_mark(q, fx); // whoever wakes finds the mark and loads
             return;
         }

@@ -210,3 +210,55 @@ fn take_under_a_quarter_of_the_window_asks_the_worker_once() {
     let (tick, next) = d.memory.arena().tick(DATABASE, 0, now, &mut d.fx);
     assert!(tick.unwrap().load && next == NIL);
 }
+
+#[test]
+fn highest_id_of_all_is_taken_whether_there_is_a_mark_room_or_a_load() {
+    // It is also what no mark is written as.
+    let highest = i64::MAX;
+    let load = |d: &mut Desk| {
+        let queue = d.queue;
+        assert!(d.arena().load_needed(queue));
+        assert!(matches!(d.arena().load_begin(queue, 2), LoadStart::From(_)));
+        assert_eq!(d.load_row(row(highest)), LoadRow::Known);
+        d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
+        assert_eq!((d.take_one().msg_id, d.mark()), (highest, NO_MARK));
+    };
+    // Without a mark.
+    let mut d = Desk::new(16, 2, 1);
+    d.publish(highest);
+    assert_eq!(d.take_one().msg_id, highest);
+    // Without room; and where it is the first that a load has no room for.
+    for is_loaded in [false, true] {
+        let mut d = Desk::new(16, 2, 1);
+        let queue = d.queue;
+        if is_loaded {
+            d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+            d.arena().load_begin(queue, 2);
+            assert_eq!(d.load_row(row(1)), LoadRow::Known);
+            assert_eq!(d.load_row(row(highest)), LoadRow::Full);
+            d.memory.arena().load_end(queue, 2, mark_at(highest), &mut d.fx);
+        } else {
+            d.publish(1);
+            d.publish(highest);
+        }
+        assert_eq!(d.take_one().msg_id, 1);
+        load(&mut d);
+    }
+    // A load that ended early just below it.
+    let mut d = Desk::new(16, 2, 4);
+    let (queue, now) = (d.queue, d.now);
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    d.load_row(row(highest - 1));
+    d.memory.arena().load_abort(queue, 2, now, &mut d.fx);
+    assert_eq!(d.take_one().msg_id, highest - 1);
+    load(&mut d);
+    // Due later, met by a load.
+    let mut d = Desk::new(16, 2, 4);
+    let (queue, now) = (d.queue, d.now);
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    d.arena().load_begin(queue, 2);
+    d.load_row(due(highest, SECOND_US));
+    d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
+    assert!(matches!(d.arena().scan_begin(queue, 2, now), ScanStart::Range { .. }));
+}
