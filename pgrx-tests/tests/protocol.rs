@@ -416,11 +416,11 @@ fn message_that_is_due_while_the_worker_stands_still_is_found_by_a_reader() {
     send(&mut sender, "q", 1);
     read_for(&mut reader, "q", 1, "300 ms"); // a lease that ends, too
     let worker = worker_pid(&database);
-    let mut hold = Hold::backend(&database, "load-snapshot", worker);
-    sender.batch_execute("BEGIN; CREATE TABLE t (n int)").unwrap();
-    // Another queue's load keeps the worker busy.
-    sender.batch_execute("COMMIT; SELECT queue_create('other'); SELECT queue_send('other', '1')").unwrap();
-    sender.batch_execute("BEGIN; INSERT INTO t VALUES (1)").unwrap();
+    let mut hold = Hold::backend(&database, "lease-write", worker);
+    // Another queue's reader keeps the worker busy.
+    sender
+        .batch_execute("SELECT queue_create('other', durable_leases => true); SELECT queue_send('other', '1')")
+        .unwrap();
     let asking = sender.run("SELECT msg_id FROM queue_read('other')").unwrap();
     hold.wait_reached();
     assert_eq!(read_awaited(&mut reader, "q").count, 2, "reads do not depend on the worker");

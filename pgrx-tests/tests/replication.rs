@@ -193,6 +193,29 @@ fn copy_of_prepared_transactions_that_takes_over_gives_ids_that_nobody_had() {
 }
 
 #[test]
+fn truncate_that_another_server_has_prepared_is_applied() {
+    let (here, there) = (publisher(), Cluster::start_new().unwrap());
+    let (from, to) = (database_on(&here, &["q"]), database_on(&there, &["q"]));
+    let (mut client, mut copy) = (session(&from), session(&to));
+    client.batch_execute("CREATE PUBLICATION p FOR TABLE queue.q").unwrap();
+    subscribe(&to, &from, "p WITH (two_phase = true)");
+    wait_until("it replicates in two phases", || {
+        copy.query_one("SELECT subtwophasestate = 'e' FROM pg_subscription", &[]).unwrap().get(0)
+    });
+    send_many(&mut client, "q", 3);
+    wait_applied(&from);
+    // Here it is refused; without our trigger nobody is asked.
+    client.batch_execute("ALTER TABLE queue.q DISABLE TRIGGER pg_queue_truncate").unwrap();
+    client.batch_execute("BEGIN; TRUNCATE queue.q; PREPARE TRANSACTION 'here'").unwrap();
+    client.batch_execute("COMMIT PREPARED 'here'").unwrap();
+    wait_applied(&from);
+    assert_eq!(rows(&mut copy, "q"), 0);
+    let witness = send(&mut client, "q", 4);
+    assert_eq!(read_awaited(&mut copy, "q").msg_id, witness);
+    unsubscribe(&to);
+}
+
+#[test]
 fn publication_of_all_tables_is_in_nobodys_way() {
     let here = publisher();
     let database = here.create_database().unwrap();
