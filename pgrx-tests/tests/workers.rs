@@ -227,7 +227,7 @@ fn create_database_from_a_template_under_load_is_done_at_once() {
         let copy = format!("{}_copy", database.name);
         let sql = format!("CREATE DATABASE {copy} TEMPLATE {}", database.name);
         times.time(|| admin.batch_execute(&sql).unwrap());
-        // What the copying itself takes, with nobody in the way, is Postgres' own.
+        // What the copying itself takes, with nobody in the way, is Postgres' own; of a bare database half as much or less.
         plain.time(|| admin.batch_execute("CREATE DATABASE plain TEMPLATE template0").unwrap());
         admin.batch_execute("DROP DATABASE plain").unwrap();
         let copy = Database { cluster: &cluster, name: copy };
@@ -238,7 +238,7 @@ fn create_database_from_a_template_under_load_is_done_at_once() {
         }
         elsewhere.wait_busy();
     }
-    times.check(AT_ONCE + plain.worst());
+    times.check(AT_ONCE + 2 * plain.worst());
 }
 
 #[test]
