@@ -204,6 +204,7 @@ impl World {
             return Err("no row was deleted".into());
         }
         self.model.change(s, key, None);
+        self.deleted.insert(key);
         self.changed(s, queue);
         Ok(())
     }
@@ -224,6 +225,7 @@ impl World {
         }
         for key in there {
             self.model.change(s, key, None);
+            self.deleted.insert(key);
         }
         self.changed(s, queue);
         Ok(())

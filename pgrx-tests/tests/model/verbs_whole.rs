@@ -147,7 +147,13 @@ impl World {
         let queue = rng.below(QUEUES.len());
         let mut policy = self.model.policies[queue];
         let name = QUEUES[queue];
-        let sql = match rng.below(5) {
+        let what = rng.below(5);
+        // A transaction that has the queue's lock already goes on with the settings that it has.
+        let is_another_open = (0..SESSIONS).any(|other| other != s && self.model.sessions[other].is_open);
+        if is_another_open && (1..=2).contains(&what) {
+            return Ok(());
+        }
+        let sql = match what {
             0 => {
                 policy.paused = !policy.paused;
                 let verb = if policy.paused { "queue_pause" } else { "queue_resume" };

@@ -29,6 +29,9 @@ pub struct World {
     lease_ids: HashSet<i64>,
     /// Leases of this sequence, ended ones too.
     pub leases: HashMap<Key, Vec<i64>>,
+    /// What plain SQL, or a purge, has deleted: nobody notices before its turn, so a lease of it lasts, and may be lengthened and given
+    /// back.
+    pub deleted: HashSet<Key>,
     begun: Instant,
     /// Reads, and those that were given less than was due.
     pub reads: u64,
@@ -133,6 +136,7 @@ impl World {
             next_n: 0,
             lease_ids: HashSet::new(),
             leases: HashMap::new(),
+            deleted: HashSet::new(),
             begun: Instant::now(),
             reads: 0,
             short_reads: 0,
@@ -144,6 +148,7 @@ impl World {
     pub fn begin(&mut self) {
         self.trace.clear();
         self.leases.clear();
+        self.deleted.clear();
         self.lease_ids.clear(); // the dispatcher's own tests know all of them
         self.begun = Instant::now();
     }
