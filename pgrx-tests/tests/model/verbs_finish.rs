@@ -342,9 +342,12 @@ impl World {
         let Some(lines) = self.outcome(s, &call, result)? else { return Ok(()) };
         let released = lines.iter().map(|line| int(&line[0])).collect::<Checked<Vec<i64>>>()?;
         let mut due = Vec::new();
-        for (id, fate) in call.ids.iter().zip(&call.fates) {
+        for ((id, lease), fate) in call.ids.iter().zip(&call.leases).zip(&call.fates) {
             let key = (queue, *id);
             let is_leased = self.model.messages.get(&key).is_some_and(|m| m.leased(self.model.now).is_some());
+            if !self.model.messages.contains_key(&key) {
+                self.missed(s, key, *lease);
+            }
             if *fate == Fate::Yes && is_leased {
                 due.push(*id);
                 let m = &self.model.messages[&key];
@@ -393,7 +396,9 @@ impl World {
                 self.model.extend(s, key, until);
             }
         }
-        let is_doubtful = |id: &i64| self.deleted.contains(&(queue, *id));
+        // What an open transaction has named before it was there it may also have been about to read.
+        let is_named = |key: &Key| self.model.phantoms.iter().any(|(of, _)| of == key);
+        let is_doubtful = |id: &i64| self.deleted.contains(&(queue, *id)) || is_named(&(queue, *id));
         let is_right = if call.is_single {
             let answer = lines.first().map(|line| line[0].clone()).unwrap_or_default();
             if due.is_empty() {

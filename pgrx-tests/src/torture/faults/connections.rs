@@ -96,8 +96,12 @@ fn admin_limit(admin: &mut Client) -> Result<String> {
 
 /// Ends the worker and waits for the next one.
 fn replace_worker(world: &World, admin: &mut Client) -> Result<String> {
-    let Some(row) = admin.query_opt(WORKER, &[])? else { bail!("there is no worker to begin with") };
-    let (old, from_us): (i32, _) = (row.get(0), world.now_us());
+    // Another fault may just have ended it.
+    let Some(old) = poll(LIMIT, || admin.query_opt(WORKER, &[]).ok().flatten().map(|row| row.get::<_, i32>(0)))
+    else {
+        bail!("there is no worker to begin with, for {} s", LIMIT.as_secs())
+    };
+    let from_us = world.now_us();
     admin.execute("SELECT pg_terminate_backend($1)", &[&old])?;
     let new = poll(LIMIT, || match admin.query_opt(WORKER, &[]) {
         Ok(row) => row.map(|row| row.get::<_, i32>(0)).filter(|pid| *pid != old).map(Ok),
