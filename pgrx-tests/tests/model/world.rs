@@ -173,10 +173,14 @@ impl World {
                 });
                 Ok(lines.collect::<Vec<Line>>())
             }
-            Err(error) => match error.code() {
-                Some(code) => Err(code.code().to_owned()),
-                None => return Err(format!("{sql}: {error}")),
-            },
+            Err(error) => {
+                // The client hears of an error before the server has rolled back: the others go on after that.
+                self.clients[s].simple_query("").map_err(|error| format!("after {sql}: {error}"))?;
+                match error.code() {
+                    Some(code) => Err(code.code().to_owned()),
+                    None => return Err(format!("{sql}: {error}")),
+                }
+            }
         };
         if let Some(last) = self.trace.last_mut() {
             match &result {
