@@ -396,9 +396,12 @@ impl World {
                 self.model.extend(s, key, until);
             }
         }
-        // What an open transaction has named before it was there it may also have been about to read.
-        let is_named = |key: &Key| self.model.phantoms.iter().any(|(of, _)| of == key);
-        let is_doubtful = |id: &i64| self.deleted.contains(&(queue, *id)) || is_named(&(queue, *id));
+        // What somebody has named before it was there an open transaction may have been about to read.
+        let is_any_open = self.model.sessions.iter().any(|session| session.is_open);
+        let is_doubtful = |id: &i64| {
+            let key = (queue, *id);
+            self.deleted.contains(&key) || is_any_open && !self.model.messages.contains_key(&key)
+        };
         let is_right = if call.is_single {
             let answer = lines.first().map(|line| line[0].clone()).unwrap_or_default();
             if due.is_empty() {
