@@ -251,7 +251,8 @@ impl World {
             states.push("finishing");
         }
         if m.pin.is_none() && m.leased(now).is_some() {
-            return vec!["leased"];
+            // Who has deleted it by plain SQL may have given it back since.
+            return if self.deleted.contains(&key) { vec!["leased", "finishing"] } else { vec!["leased"] };
         }
         if m.pin.is_none() {
             let is_exhausted = self.model.exhausted(key);
