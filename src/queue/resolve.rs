@@ -455,8 +455,3 @@ impl Queue {
         Ok(())
     }
 }
-
-/// Whether this transaction may load.
-pub fn may_load() -> bool {
-    !xact::is_standby()
-}

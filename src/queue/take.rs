@@ -433,9 +433,8 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
     let mut next = Next::Empty;
     let is_patient = clock::now().mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
     for queue in queues {
-        let (is_marked, is_due, is_paused, is_ready) = queue.with(|arena, at, now, _| {
-            (arena.load_needed(at), arena.scan_needed(at, now), arena.is_paused(at), arena.has_ready(at))
-        })?;
+        let (is_marked, is_paused, is_ready) =
+            queue.with(|arena, at, _, _| (arena.load_needed(at), arena.is_paused(at), arena.has_ready(at)))?;
         if is_paused {
             continue;
         }
@@ -444,18 +443,6 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
         }
         if journal::is_created_here(queue.relation) {
             continue; // all that is in it is this transaction's own
-        }
-        if !resolve::may_load() {
-            if is_marked || is_due {
-                queue.with(|arena, at, _, fx| {
-                    arena.load_ask(at, fx);
-                    arena.queue_look(at, fx);
-                })?;
-                if is_patient {
-                    next = Next::Await;
-                }
-            }
-            continue;
         }
         match load::scan(queue)? {
             Loaded::Done if has_ready(queue)? => return Ok(Next::TakeAgain),

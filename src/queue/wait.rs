@@ -52,16 +52,8 @@ pub fn sleep(queues: &[Rc<Queue>], until_us: i64) -> Result<()> {
     let mut left_us = until_us.saturating_sub(clock::now().mono_us);
     while left_us > 0 {
         latch::sleep(left_us.div_euclid(1_000) + 1, wait_event());
-        left_us =
-            shmem::with_arena(
-                |arena, now, _| {
-                    if arena.wait_is_over(me) {
-                        0
-                    } else {
-                        until_us.saturating_sub(now.mono_us)
-                    }
-                },
-            )?;
+        let (is_over, now_us) = shmem::with_arena(|arena, now, _| (arena.wait_is_over(me), now.mono_us))?;
+        left_us = if is_over { 0 } else { until_us.saturating_sub(now_us) };
     }
     Ok(())
 }

@@ -269,7 +269,7 @@ impl Arena<'_> {
         self.index_of(queue).map_or(0, |q| self.queues[q as usize].loads)
     }
 
-    /// Asks the worker to load, for one that must not do so itself.
+    /// Asks the worker to load, for one that has loaded for as long as it may.
     pub fn load_ask(&mut self, queue: QueueRef, fx: &mut Effects) {
         if let Some(q) = self.index_of(queue) {
             self.load_want(q, fx);

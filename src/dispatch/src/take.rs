@@ -328,7 +328,7 @@ impl Arena<'_> {
         }
         let record = &self.queues[q as usize];
         let is_low = record.ready_len < self.head.config.window.div_ceil(4);
-        // Whoever took nothing loads itself, or asks if it must not.
+        // Whoever took nothing loads itself.
         if taken > 0 && is_low && record.mark != NO_MARK && record.loader == NIL && !record.load_wanted {
             self.load_want(q, fx);
         }
