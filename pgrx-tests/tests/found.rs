@@ -98,3 +98,25 @@ fn pause_holds_for_the_own_messages_of_a_transaction_that_was_open_before() {
     assert_eq!(ids(&read(&mut sender, "q", 1)), sent[1..]);
     sender.batch_execute("COMMIT").unwrap();
 }
+
+#[test]
+fn undone_read_of_an_own_message_counts_whoever_named_it_meanwhile() {
+    let database = database_with(&["q", "r"]);
+    let (mut sender, mut other) = (session(&database), session(&database));
+    assert!(read(&mut sender, "q", 1).is_empty());
+    for end in ["COMMIT", "ROLLBACK"] {
+        sender.batch_execute("BEGIN").unwrap();
+        let msg_id = send(&mut sender, "q", 1);
+        sender.batch_execute("SAVEPOINT a").unwrap();
+        assert_eq!(read_one(&mut sender, "q").count, 1);
+        sender.batch_execute("ROLLBACK TO a").unwrap();
+        other.batch_execute("BEGIN").unwrap();
+        send(&mut other, "r", 1); // so it has an id, and may have deleted what it does not find
+        assert!(!delete_id(&mut other, "q", msg_id));
+        sender.batch_execute("COMMIT").unwrap();
+        other.batch_execute(end).unwrap();
+        let again = read_one(&mut sender, "q");
+        assert_eq!((again.msg_id, again.count), (msg_id, 2), "after {end}");
+        assert!(delete(&mut sender, "q", &again));
+    }
+}

@@ -210,7 +210,7 @@ pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
         let local = j.overlay.get(index);
         let count = local.row.count.max(row.count); // a read that is open here is not in the row
         let local = if was == row.msg_id {
-            Local { row: Row { count, ..row }, ..local }
+            Local { row: Row { count, ..row }, row_count: row.count, ..local }
         } else {
             Local { state: State::Gone, ..local }
         };
@@ -448,8 +448,12 @@ pub fn own_set(relation: u32, msg_id: i64, then: OwnThen) -> Result<()> {
         let mut local = j.overlay.get(index);
         match then {
             OwnThen::Finish => local.state = State::Gone,
-            OwnThen::Wait(row) => {
-                local.row = row;
+            OwnThen::Wait(count) => {
+                local.row.count = count;
+                local.state = State::Waiting;
+            }
+            OwnThen::Rewritten(row) => {
+                (local.row, local.row_count) = (row, row.count);
                 local.state = State::Waiting;
             }
             OwnThen::Until(end_us) => {
@@ -628,15 +632,18 @@ fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: No
         arena.news_unplaced(database, fx);
         return;
     };
+    let row = Row { count: local.row_count, ..local.row };
     match local.state {
-        State::Waiting => arena.publish(at, local.row, Change::Insert, now, fx),
+        State::Waiting => arena.publish(at, row, Change::Insert, now, fx),
         State::Leased { lease_id, until_us, commit_until_us } => {
-            let row = Row { count: local.row.count.saturating_sub(1), ..local.row };
             let until_us = until_us.min(commit_until_us);
             let lease = Lease { until_us, pid, lxid: 0, flush_us: settings::lease_flush_us() };
             arena.publish_leased(at, row, lease_id, lease, now, fx);
         }
-        State::Gone => {}
+        State::Gone => return,
+    }
+    if local.row.count > local.row_count {
+        arena.count_own(at, row.msg_id, local.row.count, fx);
     }
 }
 

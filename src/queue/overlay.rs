@@ -32,6 +32,8 @@ pub struct Local {
     pub relation: u32,
     /// Its row; the count is that of all deliveries, an open one included.
     pub row: Row,
+    /// Deliveries that the row itself tells of.
+    pub row_count: u32,
     /// Where it stands.
     pub state: State,
 }
@@ -56,8 +58,10 @@ pub enum Own {
 pub enum Then {
     /// It is gone.
     Finish,
-    /// It waits, as this row says.
-    Wait(Row),
+    /// It waits, with so many deliveries.
+    Wait(u32),
+    /// It waits, as its rewritten row says.
+    Rewritten(Row),
     /// Its lease ends then; lengthened at once, shortened at commit.
     Until(i64),
 }
@@ -98,7 +102,7 @@ impl Overlay {
 
     /// A message was sent.
     pub fn push(&mut self, relation: u32, row: Row) {
-        self.locals.push(Local { relation, row, state: State::Waiting });
+        self.locals.push(Local { relation, row, row_count: row.count, state: State::Waiting });
     }
 
     /// The last send was undone.

@@ -83,7 +83,7 @@ fn hold(queue: &Queue, msg_id: i64, lease_id: Option<i64>) -> Result<Option<Mine
 impl Mine {
     fn then_wait(&self, queue: &Queue, row: Row) -> Result<()> {
         if self.is_own {
-            journal::own_set(queue.relation, row.msg_id, OwnThen::Wait(row))
+            journal::own_set(queue.relation, row.msg_id, OwnThen::Rewritten(row))
         } else if self.held.pinned.is_none() {
             journal::rewritten(queue.relation, row)
         } else {
@@ -265,9 +265,7 @@ fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i
     let count = mine.held.pinned.map_or(0, |p| p.count).saturating_sub(1);
     let Some(delay_us) = delay_us else {
         if mine.is_own {
-            if let Own::Yes(row, _) = journal::own_find(queue.relation, msg_id, lease_id) {
-                journal::own_set(queue.relation, msg_id, OwnThen::Wait(Row { count, ..row }))?;
-            }
+            journal::own_set(queue.relation, msg_id, OwnThen::Wait(count))?;
         } else {
             journal::pinned_then(mine.at, msg_id, Then::Release);
         }

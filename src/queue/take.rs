@@ -322,8 +322,8 @@ fn take_own(
             continue;
         };
         if is_expired(&record) {
-            let back = Row { count: row.count.saturating_sub(1), ..row };
-            journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Wait(back))?;
+            let count = row.count.saturating_sub(1);
+            journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Wait(count))?;
             continue;
         }
         if mode == Mode::Pop {

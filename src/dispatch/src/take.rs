@@ -128,6 +128,31 @@ impl Arena<'_> {
         self.file_leased(slot, lease.until_us, fx);
     }
 
+    /// Deliveries that a message just published has had within its sender's transaction, reads that were undone
+    /// included: its row tells nothing of them. Of what got no slot they are not counted.
+    pub fn count_own(&mut self, queue: QueueRef, msg_id: i64, count: u32, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let slot = self.find(q, msg_id);
+        if slot != NIL {
+            let record = &mut self.slots[slot as usize];
+            record.count = record.count.max(count);
+            self.file_by_count(slot, fx);
+        }
+    }
+
+    /// The count of a message has changed: that it is ready, or had its last delivery, may have, too.
+    fn file_by_count(&mut self, slot: u32, fx: &mut Effects) {
+        let record = &self.slots[slot as usize];
+        let state = record.state();
+        if matches!(state, State::Ready | State::Exhausted) {
+            let is_exhausted = self.queues[record.queue as usize].policy.is_exhausted(record.count);
+            if is_exhausted != (state == State::Exhausted) {
+                self.unfile(slot);
+                self.file_ready(slot, fx);
+            }
+        }
+    }
+
     fn lease_begin(&mut self, slot: u32, row: Row, lease_id: i64, lease: Lease, now: Now) {
         let record = &mut self.slots[slot as usize];
         record.count = record.count.max(row.count.saturating_add(1));
@@ -206,25 +231,14 @@ impl Arena<'_> {
         let is_lowered = row.count < record.row_count && !matches!(state, State::Leased | State::Pinned);
         record.count = if is_lowered { row.count } else { record.count.max(row.count) };
         record.row_count = row.count;
-        let count = record.count;
-        match state {
-            State::Delayed => {
-                let deadline_us = record.deadline_us;
-                self.unfile(slot);
-                match row.due_us(now) {
-                    Some(due_us) => self.file_delayed(slot, due_us.min(deadline_us), fx),
-                    None => self.file_ready(slot, fx),
-                }
-            }
-            State::Ready | State::Exhausted => {
-                let q = self.slots[slot as usize].queue;
-                let is_exhausted = self.queues[q as usize].policy.is_exhausted(count);
-                if is_exhausted != (state == State::Exhausted) {
-                    self.unfile(slot);
-                    self.file_ready(slot, fx);
-                }
-            }
-            _ => {}
+        if state != State::Delayed {
+            return self.file_by_count(slot, fx);
+        }
+        let deadline_us = record.deadline_us;
+        self.unfile(slot);
+        match row.due_us(now) {
+            Some(due_us) => self.file_delayed(slot, due_us.min(deadline_us), fx),
+            None => self.file_ready(slot, fx),
         }
     }
 
@@ -253,10 +267,15 @@ impl Arena<'_> {
         let record = &mut self.slots[slot as usize];
         let q = record.queue;
         let (is_touched, tid) = (record.is_touched, record.tid());
+        // Of what was not tracked before it was pinned: what its sender has counted since.
+        let is_new = record.state() == State::Pinned && State::from_u8(record.from) == State::Untracked;
+        let count = if is_new { record.count } else { 0 };
         let is_dying = self.queues[q as usize].is_dying;
         if is_touched && !is_dying {
             self.forget(slot);
-            self.slots[slot as usize].set_tid(tid);
+            let record = &mut self.slots[slot as usize];
+            record.set_tid(tid);
+            record.count = count;
             self.file_ready(slot, fx);
         } else {
             self.free(slot);

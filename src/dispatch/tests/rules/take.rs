@@ -285,3 +285,40 @@ fn publish_leased_message_that_another_named_before_keeps_its_lease_when_that_ro
     assert!(d.take(1).is_empty(), "it is leased");
     assert!(matches!(d.pin(7, Fence::Lease(lease_id), 6), Pin::Done(_)));
 }
+
+#[test]
+fn deliveries_within_the_senders_transaction_count_whoever_named_the_message_meanwhile() {
+    for ends in [Desk::finish, Desk::undo] {
+        let mut d = Desk::new(16, 2, 8);
+        let queue = d.queue;
+        assert!(matches!(d.pin(7, Fence::Any, 5), Pin::Done(_)), "before it is there");
+        d.publish(7);
+        d.memory.arena().count_own(queue, 7, 2, &mut d.fx);
+        ends(&mut d, 7, 5);
+        assert_eq!(d.take_one().count, 3);
+    }
+}
+
+#[test]
+fn deliveries_within_the_senders_transaction_use_up_those_allowed() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    d.reconfigure(Policy { max_deliveries: 2, ..Policy::DEFAULT });
+    d.publish(1);
+    d.memory.arena().count_own(queue, 1, 2, &mut d.fx);
+    d.arena().check().unwrap();
+    assert_eq!(d.state(1), Some(State::Exhausted));
+    assert!(d.take(1).is_empty());
+}
+
+#[test]
+fn deliveries_within_the_senders_transaction_are_not_forgotten_for_want_of_room() {
+    let mut d = Desk::new(8, 1, 8);
+    let queue = d.queue;
+    (1..=4).for_each(|msg_id| d.publish(msg_id));
+    d.memory.arena().count_own(queue, 4, 1, &mut d.fx);
+    d.queue = d.attach(101);
+    (1..=8).for_each(|msg_id| d.publish(msg_id));
+    d.queue = queue;
+    assert_eq!([1, 2, 3, 4].map(|msg_id| d.state(msg_id).is_some()), [true, true, false, true], "the row of 4 does not know");
+}
