@@ -46,6 +46,8 @@ enum Task {
     Model(xtask::model::Options),
     /// Breaks the server on purpose under load, then accounts for every message: fails if one is lost or doubled.
     Torture(xtask::torture::Options),
+    /// Runs tests on a server under valgrind, and judges by what that reports.
+    Valgrind(xtask::valgrind::Options),
     /// Checks format and lints (`cargo fmt`, `cargo clippy`), the extension's on one PostgreSQL.
     Lint,
     /// One consumer of the demo; started by it.
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Task::Soak(options) => xtask::soak::run(&options),
         Task::Model(options) => xtask::model::run(&options),
         Task::Torture(options) => xtask::torture::run(&options),
+        Task::Valgrind(options) => xtask::valgrind::run(&options),
         Task::Lint => xtask::lint::run_all(),
         Task::DemoConsumer(arguments) => xtask::demo_consumer::run(&arguments).map(|()| true),
     };

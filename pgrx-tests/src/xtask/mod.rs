@@ -2,7 +2,7 @@
 //!
 //! From below: `run` (child processes), `apt` and `apt_sources` (Debian's packages), `tree` (copies of PostgreSQL
 //! installations), `provision` (what of all that is needed), `build` (cargo pgrx), `suite`, `lint`, `demo*`, `bench`, `soak*`,
-//! `model`, `torture`.
+//! `model`, `torture`, `valgrind`.
 
 mod apt;
 mod apt_sources;
@@ -24,6 +24,7 @@ mod soak_sample;
 pub mod suite;
 pub mod torture;
 mod tree;
+pub mod valgrind;
 
 use std::path::{Path, PathBuf};
 

