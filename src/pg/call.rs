@@ -98,16 +98,20 @@ impl Value {
         })
     }
 
-    /// The elements of a one-dimensional array; `None` if it has more dimensions. Of what element type, and how
-    /// that is passed, Postgres is asked.
-    pub fn elements(self) -> Option<Vec<Value>> {
-        let Some(datum) = self.0 else { return Some(Vec::new()) };
-        // SAFETY: the SQL type is an array. deconstruct_array allocates both results in the current context;
-        // the elements of a detoasted array live as long as that.
+    /// The elements of a one-dimensional array. Of what element type, and how that is passed, Postgres is asked. Some
+    /// millions of nulls take no place in an array: so many that they are refused are not even looked at.
+    pub fn elements(self, most: usize) -> Elements {
+        let Some(datum) = self.0 else { return Elements::These(Vec::new()) };
+        // SAFETY: the SQL type is an array, whose dimensions follow its header (utils/array.h). deconstruct_array
+        // allocates both results in the current context; the elements of a detoasted array live as long as that.
         unsafe {
             let array: *mut pg_sys::ArrayType = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast();
             if (*array).ndim > 1 {
-                return None;
+                return Elements::Matrix;
+            }
+            let len = if (*array).ndim == 1 { *array.add(1).cast::<i32>() as usize } else { 0 };
+            if len > most {
+                return Elements::TooMany(len);
             }
             let (mut len, mut by_val, mut align) = (0i16, false, 0 as std::ffi::c_char);
             pg_sys::get_typlenbyvalalign((*array).elemtype, &mut len, &mut by_val, &mut align);
@@ -125,7 +129,7 @@ impl Value {
             let elements = (0..count as usize)
                 .map(|i| if *nulls.add(i) { Value::NULL } else { Value::of_datum(*values.add(i)) })
                 .collect();
-            Some(elements)
+            Elements::These(elements)
         }
     }
 
@@ -139,6 +143,16 @@ impl Value {
     }
 }
 
+/// What an array holds.
+pub enum Elements {
+    /// These.
+    These(Vec<Value>),
+    /// More than were asked for: so many.
+    TooMany(usize),
+    /// It has more than one dimension.
+    Matrix,
+}
+
 fn in_utf8(bytes: &[u8]) -> String {
     // SAFETY: reads a variable of this process.
     let is_utf8 = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32;
@@ -149,7 +163,13 @@ fn in_utf8(bytes: &[u8]) -> String {
         }
         .raise();
     }
-    String::from_utf8_lossy(bytes).into_owned()
+    let mut text = Vec::new();
+    // A text can be as long as a gigabyte, and what Rust cannot get of its own accord ends the whole server.
+    if text.try_reserve_exact(bytes.len()).is_err() {
+        Error::Memory.raise();
+    }
+    text.extend_from_slice(bytes);
+    String::from_utf8(text).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// The oid of a function, from its name and argument types, qualified.

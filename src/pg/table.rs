@@ -225,6 +225,7 @@ impl Table {
     }
 
     /// Looks up rows by primary key: those with `key >= from` (or `= from`), ascending.
+    /// The walk knows where it is ([`Walk::reached`]).
     pub fn walk<'t>(&'t self, index: u32, from: i64, exact: bool, snapshot: &Snapshot) -> Walk<'t> {
         let (strategy, function) = if exact {
             (pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ)
@@ -387,6 +388,18 @@ pub struct Walk<'t> {
     scan: pg_sys::IndexScanDesc,
 }
 
+const _: () = assert!(size_of::<pg_sys::IndexTupleData>() == 8);
+
+/// What a bounded step of a walk came to.
+pub enum Step {
+    /// This row.
+    Row(Record),
+    /// None yet, only rows that the snapshot does not show.
+    Unseen,
+    /// The end.
+    End,
+}
+
 impl<'t> Walk<'t> {
     fn begin(table: &'t Table, index: u32, conditions: &[(u32, u32, i64)], snapshot: &Snapshot) -> Walk<'t> {
         let mut keys = [pg_sys::ScanKeyData::default(); 2];
@@ -408,6 +421,7 @@ impl<'t> Walk<'t> {
                 conditions.len() as _,
                 0,
             );
+            (*scan).xs_want_itup = true; // to be said before the rescan
             pg_sys::index_rescan(scan, keys.as_mut_ptr(), conditions.len() as _, std::ptr::null_mut(), 0);
             Walk { table, index, scan }
         }
@@ -421,6 +435,36 @@ impl<'t> Walk<'t> {
     /// The next row, in the table's slot.
     pub fn next(&mut self) -> Option<Record> {
         self.step(self.table.slot).then(|| Record::of(self.table.slot))
+    }
+
+    /// The next row, in the table's slot, unless it lies behind `most` that nobody sees.
+    pub fn next_within(&mut self, most: usize) -> Step {
+        for _ in 0..most {
+            // SAFETY: as above. This is what index_getnext_slot does, but that one comes back from dead rows only behind
+            // all of them.
+            unsafe {
+                if !(*self.scan).xs_heap_continue {
+                    let tid = pg_sys::index_getnext_tid(self.scan, pg_sys::ScanDirection::ForwardScanDirection);
+                    if tid.is_null() {
+                        return Step::End;
+                    }
+                }
+                if pg_sys::index_fetch_heap(self.scan, self.table.slot) {
+                    return Step::Row(Record::of(self.table.slot));
+                }
+            }
+        }
+        Step::Unseen
+    }
+
+    /// The key of the index entry that the walk stands at: a bigint.
+    pub fn reached(&self) -> Option<i64> {
+        // SAFETY: a btree gives the entry that it returned last (xs_want_itup), good until the next step. Its key is not
+        // null, so it begins right behind the header, which is as long as a bigint.
+        unsafe {
+            let entry: *const pg_sys::IndexTupleData = (*self.scan).xs_itup;
+            (!entry.is_null()).then(|| entry.add(1).cast::<i64>().read_unaligned())
+        }
     }
 
     /// Ends it.

@@ -1,7 +1,7 @@
 //! Checking what a caller gave: each argument once, with its name, its range and its SQLSTATE.
 
 use crate::error::{Error, Result};
-use crate::pg::call::{Args, Value};
+use crate::pg::call::{Args, Elements, Value};
 use crate::settings;
 use std::ops::RangeInclusive;
 
@@ -31,18 +31,18 @@ pub fn array(args: &Args, position: usize, name: &'static str) -> Result<Vec<Val
     if value.is_null() {
         return Err(Error::Null { argument: name, hint: None });
     }
-    let elements = value.elements().ok_or_else(|| Error::Arguments {
-        message: format!("argument \"{name}\" must be a one-dimensional array"),
-        hint: None,
-    })?;
-    if elements.len() > settings::BATCH_MAX {
-        return Err(Error::argument(
+    match value.elements(settings::BATCH_MAX) {
+        Elements::These(elements) => Ok(elements),
+        Elements::TooMany(len) => Err(Error::argument(
             name,
-            format!("{} elements", elements.len()),
+            format!("{len} elements"),
             format!("at most {} elements", settings::BATCH_MAX),
-        ));
+        )),
+        Elements::Matrix => Err(Error::Arguments {
+            message: format!("argument \"{name}\" must be a one-dimensional array"),
+            hint: None,
+        }),
     }
-    Ok(elements)
 }
 
 /// An optional array that must be as long as the one it goes with.

@@ -122,8 +122,8 @@ fn fence_of(lease_id: Option<i64>, msg_id: i64, mine: &HashMap<i64, i64>) -> Fen
 pub fn pin(queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool) -> Result<(QueueRef, Vec<Held>)> {
     debug_assert!(ids.len() <= CHUNK_MAX);
     journal::reserve(2 * ids.len())?;
-    let has_unfenced = !cancel && ids.iter().any(|(_, lease_id)| lease_id.is_none());
-    let mine = if has_unfenced { journal::leases_of(queue.at()) } else { HashMap::new() };
+    let unfenced = ids.iter().filter(|(_, lease_id)| !cancel && lease_id.is_none());
+    let mine = journal::leases_of(queue.at(), unfenced.map(|(msg_id, _)| *msg_id));
     let me = latch::my_proc();
     let mut pins = Vec::with_capacity(ids.len());
     let at = queue.with(|arena, at, now, fx| {
@@ -252,7 +252,7 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
                 }
                 finished[*place] = true;
             }
-            Deleted::Kept if *is_pinned => unpin(at, *msg_id)?,
+            Deleted::Kept | Deleted::Moved if *is_pinned => unpin(at, *msg_id)?,
             _ => {}
         }
     }

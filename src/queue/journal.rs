@@ -26,9 +26,9 @@ use crate::pg::{self, clock, latch, shmem, xact};
 use crate::queue::overlay::{Local, Overlay, State};
 use crate::queue::{capture, lease};
 use crate::settings;
-use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row, Taken};
+use queue_dispatch::{Arena, Change, Effects, Lease, Now, Policy, QueueRef, Row, Taken, NEVER_US};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Entries per hold of the lock: ten microseconds of work.
 const CHUNK: usize = 64;
@@ -374,17 +374,24 @@ pub fn is_created_here(relation: u32) -> bool {
     JOURNAL.with_borrow(|j| j.creates(relation))
 }
 
-/// The leases that this transaction took from a queue and that are not settled yet: message -> lease.
-pub fn leases_of(at: QueueRef) -> HashMap<i64, i64> {
+/// The last lease that this transaction took of each of these messages of a queue, if it took any.
+pub fn leases_of(at: QueueRef, ids: impl Iterator<Item = i64>) -> HashMap<i64, i64> {
+    let mut wanted: HashSet<i64> = ids.collect();
+    let mut found = HashMap::new();
     JOURNAL.with_borrow(|j| {
-        j.entries
-            .iter()
-            .filter_map(|e| match e.op {
-                Op::Leased { at: of, msg_id, lease_id, .. } if of == at => Some((msg_id, lease_id)),
-                _ => None,
-            })
-            .collect()
-    })
+        for entry in j.entries.iter().rev() {
+            if wanted.is_empty() {
+                break;
+            }
+            match entry.op {
+                Op::Leased { at: of, msg_id, lease_id, .. } if of == at && wanted.remove(&msg_id) => {
+                    found.insert(msg_id, lease_id);
+                }
+                _ => {}
+            }
+        }
+    });
+    found
 }
 
 // ---- the transaction's own messages ------------------------------------------------------------------------
@@ -418,6 +425,14 @@ pub fn own_take(
 /// Whether this transaction has sent anything that could be read in it.
 pub fn has_own() -> bool {
     own_len() > 0
+}
+
+/// When the next of the transaction's own messages of a table can be read: now, perhaps.
+pub fn own_next_us(relation: u32, policy: Policy, now: Now) -> i64 {
+    if !has_own() {
+        return NEVER_US;
+    }
+    JOURNAL.with_borrow_mut(|j| j.overlay.next_us(relation, policy, now))
 }
 
 /// How many messages this transaction has sent and remembers.
@@ -487,7 +502,7 @@ fn end_what_is_open() {
     }
     if WAITING.take() {
         let proc = latch::my_proc();
-        let _ = shmem::with_arena(|arena, _, fx| arena.wait_end(proc, fx));
+        let _ = shmem::with_arena(|arena, _, fx| arena.wait_abort(proc, fx));
     }
 }
 
@@ -702,7 +717,8 @@ fn undo_from(id: u32) {
         }
         if shmem::is_available() {
             crate::wait_point!("return");
-            undo_shared(&journal.entries[keep..]);
+            let (kept, undone) = journal.entries.split_at(keep);
+            undo_shared(kept, undone);
         }
         journal.entries.truncate(keep);
     }
@@ -726,10 +742,12 @@ fn undo_own(journal: &mut Journal, keep: usize) {
     }
 }
 
-fn undo_shared(entries: &[Entry]) {
+fn undo_shared(kept: &[Entry], undone: &[Entry]) {
+    let is_made_here =
+        |relation| kept.iter().any(|e| matches!(e.op, Op::Created { relation: of } if of == relation));
     let owner = latch::my_proc();
     let database = pg::user::database();
-    for chunk in entries.rchunks(CHUNK) {
+    for chunk in undone.rchunks(CHUNK) {
         let _ = shmem::with_arena(|arena, now, fx| {
             for Entry { op, .. } in chunk.iter().rev() {
                 match *op {
@@ -737,7 +755,8 @@ fn undo_shared(entries: &[Entry]) {
                         arena.lease_return(at, msg_id, lease_id, now, fx)
                     }
                     Op::Pinned { at, msg_id, .. } => arena.pin_undo(at, msg_id, owner, now, fx),
-                    Op::Configured { relation, before, .. } => {
+                    // Of any other queue it knows what is committed.
+                    Op::Configured { relation, before, .. } if is_made_here(relation) => {
                         if let Some(at) = arena.queue_find(database, relation) {
                             arena.queue_reconfigure(at, before, fx);
                         }

@@ -3,7 +3,7 @@
 //! nothing about which message gets a slot. Writes nothing.
 
 use crate::error::Result;
-use crate::pg::table::{Snapshot, Table};
+use crate::pg::table::{Snapshot, Step, Table};
 use crate::pg::{clock, latch, shmem};
 use crate::queue::column;
 use crate::queue::journal;
@@ -13,6 +13,9 @@ use queue_dispatch::{mark_at, LoadRow, LoadStart, QueueRef, Row, ScanStart, NEVE
 
 /// Rows per hold of the lock.
 const CHUNK: usize = 256;
+
+/// Rows in a row that the snapshot does not show, before a load looks at the clock.
+const UNSEEN_MAX: usize = 1_024;
 
 /// For how long a load goes on at a time when others have to wait for its end, microseconds.
 pub const TURN_US: i64 = 100_000;
@@ -59,21 +62,31 @@ pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
         let mut walk = table.walk(queue.key, from, false, &snapshot);
         let mut chunk: Vec<Row> = Vec::with_capacity(CHUNK);
         loop {
-            let row = walk.next().map(|record| row_of(&record));
-            let is_end = row.is_none();
-            chunk.extend(row);
-            if chunk.len() == CHUNK || is_end {
+            let step = walk.next_within(UNSEEN_MAX);
+            if let Step::Row(record) = &step {
+                chunk.push(row_of(record));
+            }
+            if chunk.len() == CHUNK || !matches!(step, Step::Row(_)) {
                 if let Some(full_at) = file(at, &chunk)? {
                     stopped_at = mark_at(full_at);
                     break;
                 }
-                if is_end {
+                if matches!(step, Step::End) {
                     break;
                 }
+                // What is not seen counts as looked at: there may be millions of dead rows.
+                let next_id = match step {
+                    Step::Unseen => walk.reached(),
+                    _ => chunk.last().map(|row| row.msg_id.saturating_add(1)),
+                };
+                let next_id = next_id.unwrap_or(from);
                 if clock::now().mono_us >= until_us {
-                    stopped_at = chunk.last().map_or(from, |row| mark_at(row.msg_id.saturating_add(1)));
+                    stopped_at = mark_at(next_id);
                     loaded = Loaded::Unfinished;
                     break;
+                }
+                if matches!(step, Step::Unseen) {
+                    shmem::with_arena(|arena, _, _| arena.load_reached(at, me, next_id))?;
                 }
                 chunk.clear();
                 pgrx::check_for_interrupts!();

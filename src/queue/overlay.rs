@@ -208,6 +208,20 @@ impl Overlay {
         found
     }
 
+    /// When the next message of a table can be read, unless one can be now: its delay is over, or its lease.
+    pub fn next_us(&mut self, relation: u32, policy: Policy, now: Now) -> i64 {
+        if policy.paused {
+            return NEVER_US;
+        }
+        let later = self.locals.iter().filter(|l| l.relation == relation && !policy.is_exhausted(l.row.count));
+        let times = later.map(|local| match local.state {
+            State::Waiting => local.row.due_us(now).unwrap_or(now.mono_us),
+            State::Leased { until_us, .. } => until_us,
+            State::Gone => NEVER_US,
+        });
+        times.min().unwrap_or(NEVER_US)
+    }
+
     /// Leases that ended: their messages wait again. What was leased is not changed by that, so nothing of it
     /// needs to be undone.
     fn end_leases(&mut self, now: Now) {

@@ -118,7 +118,12 @@ fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Row
     let leased = view.filter(|_| state == "leased");
     let wall_of = |mono_us: i64| now.wall_us.saturating_add(mono_us.saturating_sub(now.mono_us));
     let visible_at = match view {
-        Some(view) if state == "leased" || state == "delayed" => Value::of_time_us(wall_of(view.deadline_us)),
+        // Unless it is the row that delays it: then the slot's time is that of a lease which has ended, say.
+        Some(View { state: State::Leased | State::Delayed, deadline_us, .. })
+            if (state == "leased" || state == "delayed") && deadline_us > now.mono_us =>
+        {
+            Value::of_time_us(wall_of(deadline_us))
+        }
         _ => record.value(column::VISIBLE_AT),
     };
     rows.emit([

@@ -289,7 +289,8 @@ fn extend(
     timeout_us: i64,
     mut done: impl FnMut(i64, i64),
 ) -> Result<()> {
-    let mine = journal::leases_of(queue.at());
+    let unfenced = ids.iter().filter(|(_, lease_id)| lease_id.is_none());
+    let mine = journal::leases_of(queue.at(), unfenced.map(|(msg_id, _)| *msg_id));
     for (msg_id, lease_id) in ids {
         let now = clock::now();
         let (until_us, wall_us) =

@@ -15,7 +15,7 @@ use crate::queue::load::{self, Loaded};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{args, column, expires_us, journal, row_of, wait};
 use crate::settings::{self, SECOND_US};
-use queue_dispatch::{Fence, Lease, Pin, QueueRef, Row, Settled, Taken, CHUNK_MAX, NEVER_US, NIL};
+use queue_dispatch::{Fence, Lease, Now, Pin, Policy, QueueRef, Row, Settled, Taken, CHUNK_MAX, NEVER_US, NIL};
 use std::rc::Rc;
 
 /// One message on its way out.
@@ -104,13 +104,11 @@ fn take_ready(
         let (count, at, now) = queue.with(|arena, at, now, fx| {
             // What nobody can write is not taken: it would come back as a delivery that failed.
             if is_durable && arena.worker_proc(database) == NIL {
-                let has_some = arena.has_ready(at) || arena.next_event_us(at, now) <= now.mono_us;
-                return ((!has_some).then_some(0), at, now);
+                return (0, at, now);
             }
             let lease = Lease { until_us: now.mono_us.saturating_add(lease_us), pid, lxid, flush_us };
-            (Some(arena.take(at, lease, now, &mut taken, fx)), at, now)
+            (arena.take(at, lease, now, &mut taken, fx), at, now)
         })?;
-        let Some(count) = count else { return Err(Error::NoWorker { queue: queue.name.clone() }) };
         let taken = &taken[..count];
         for one in taken {
             journal::leased(at, one);
@@ -141,6 +139,16 @@ fn take_ready(
         given += take_own(queue, quantity - given, lease_us, mode, give)?;
     }
     Ok(given)
+}
+
+/// Whether a queue has something that cannot be taken, for want of a worker to write leases.
+fn wants_worker(queue: &Queue) -> Result<bool> {
+    let database = user::database();
+    Ok(queue.settings.durable_leases
+        && queue.with(|arena, at, now, _| {
+            let has_some = arena.has_ready(at) || arena.next_event_us(at, now) <= now.mono_us;
+            has_some && arena.worker_proc(database) == NIL
+        })?)
 }
 
 fn fetch(
@@ -277,10 +285,33 @@ fn delete_leased(
         return Ok(false);
     }
     let deleted = super::finish::delete_row(queue, table, record.tid(), one.msg_id, snapshot)?;
-    if deleted == Deleted::Kept {
+    if matches!(deleted, Deleted::Kept | Deleted::Moved) {
         super::finish::unpin(at, one.msg_id)?;
+        // Nobody was given it, so it does not count; nor is it tried again at once.
+        shmem::with_arena(|arena, now, fx| {
+            arena.put_off(at, *one, now.mono_us.saturating_add(SECOND_US), fx);
+        })?;
     }
     Ok(deleted == Deleted::Ok)
+}
+
+/// What holds for the transaction's own messages.
+fn policy_for_own(queue: &Queue) -> Result<Policy> {
+    let mut policy = queue.settings.policy();
+    // While this transaction has a lock on the table, what it knows of the queue's settings may be older than a pause.
+    policy.paused |= queue.with(|arena, at, _, _| arena.is_paused(at))?;
+    Ok(policy)
+}
+
+/// When the next of the transaction's own messages of these queues can be read.
+pub fn own_next_us(queues: &[Rc<Queue>], now: Now) -> Result<i64> {
+    let mut next_us = NEVER_US;
+    if journal::has_own() {
+        for queue in queues {
+            next_us = next_us.min(journal::own_next_us(queue.relation, policy_for_own(queue)?, now));
+        }
+    }
+    Ok(next_us)
 }
 
 /// Takes from what this transaction itself has sent.
@@ -302,9 +333,7 @@ fn take_own(
         let want = (quantity.min(journal::own_len()) - lease_ids.len()).min(CHUNK_MAX);
         shmem::with_arena(|arena, _, _| (0..want).for_each(|_| lease_ids.push(arena.lease_id_next())))?;
     }
-    let mut policy = queue.settings.policy();
-    // While this transaction has a lock on the table, what it knows of the queue's settings may be older than a pause.
-    policy.paused |= queue.with(|arena, at, _, _| arena.is_paused(at))?;
+    let policy = policy_for_own(queue)?;
     let taken = journal::own_take(queue.relation, quantity, policy, until_us, now, || {
         lease_ids.pop().unwrap_or_default()
     })?;
@@ -356,26 +385,35 @@ struct Request<'a> {
 fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()> {
     let start_us = clock::now().mono_us;
     let deadline_us = start_us.saturating_add(request.wait_us);
-    let mut loads = 0;
+    let mut loads = Loads::new(request.queues.len());
     let mut is_registered = false;
     let mut given = 0;
     loop {
         pgrx::check_for_interrupts!(); // all that was taken is in the journal
+                                       // All of them first: a lock to wait for, or a refusal, would take the time of leases, or a delivery, from messages
+                                       // that nobody gets.
         let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(request.queues.len());
         for name in request.queues {
-            let queue = open(name, request.mode)?;
-            let lease_us = request.lease_us.unwrap_or(queue.settings.visibility_timeout_us);
-            let left = request.quantity - given;
-            given += take_ready(&queue, left, lease_us, request.mode, &mut |delivery| give(&queue, delivery))?;
-            opened.push(queue);
+            opened.push(open(name, request.mode)?);
+        }
+        for queue in &opened {
             if given == request.quantity {
                 break;
             }
+            if given == 0 && wants_worker(queue)? {
+                return Err(Error::NoWorker { queue: queue.name.clone() });
+            }
+            let lease_us = request.lease_us.unwrap_or(queue.settings.visibility_timeout_us);
+            let left = request.quantity - given;
+            given += take_ready(queue, left, lease_us, request.mode, &mut |delivery| give(queue, delivery))?;
         }
         // Not enough is ready: what is under a mark, or due but not tracked, is brought in first. Only then is a
         // wake-up passed on that this call did not use: else the next one would load the same.
-        let next =
-            if given == request.quantity { Next::Empty } else { bring_in(&opened, start_us, &mut loads)? };
+        let next = if given == request.quantity {
+            Next::Empty
+        } else {
+            bring_in(&opened, start_us, given > 0, &mut loads)?
+        };
         if is_registered {
             wait::leave()?;
             is_registered = false;
@@ -399,11 +437,13 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         };
         let until_us = until_us.min(wait::strikes_us(start_us, now));
         if now.mono_us >= until_us {
-            return Ok(());
+            return wait::passed_on(&opened);
         }
-        loads = 0;
+        loads.begin_anew();
         is_registered = true;
-        wait::sleep(&opened, until_us)?;
+        // (One of them may have expired, and stay unread.)
+        let own_us = own_next_us(&opened, now)?.max(now.mono_us.saturating_add(AWAIT_US));
+        wait::sleep(&opened, until_us.min(own_us))?;
     }
 }
 
@@ -424,15 +464,38 @@ pub const LOAD_PATIENCE_US: i64 = SECOND_US;
 /// How soon one who waits for another's load looks again, microseconds: of an end that brings nothing he is not told.
 pub const AWAIT_US: i64 = 10_000;
 
-/// Most loads of one call between two sleeps: a load can end under a mark again, if messages without room were
-/// published meanwhile.
+/// Most loads of one queue in one call between two sleeps: a load can end under a mark again, if messages without room
+/// were published meanwhile.
 const LOADS_MAX: u32 = 3;
 
-/// Brings in what is under a mark, or due but not tracked. `loads` counts those of one call.
-pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<Next> {
+/// The loads of one call, by queue.
+pub struct Loads {
+    made: Vec<u32>,
+    /// One went on after its patience was over.
+    is_over: bool,
+}
+
+impl Loads {
+    /// None yet, of so many queues.
+    pub fn new(queues: usize) -> Loads {
+        Loads { made: vec![0; queues], is_over: false }
+    }
+
+    /// The call has slept.
+    pub fn begin_anew(&mut self) {
+        self.made.fill(0);
+        self.is_over = false;
+    }
+}
+
+/// Brings in what is under a mark, or due but not tracked. Where something was given already (`has_some`) it takes no
+/// longer than a turn, and never until the statement is cancelled: what was given would be lost, and counted.
+pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, has_some: bool, loads: &mut Loads) -> Result<Next> {
     let mut next = Next::Empty;
-    let is_patient = clock::now().mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
-    for queue in queues {
+    let begun = clock::now();
+    let strikes_us = wait::strikes_us(start_us, begun);
+    let is_patient = begun.mono_us.saturating_sub(start_us) < LOAD_PATIENCE_US;
+    for (place, queue) in queues.iter().enumerate() {
         let (is_marked, is_paused, is_ready) =
             queue.with(|arena, at, _, _| (arena.load_needed(at), arena.is_paused(at), arena.has_ready(at)))?;
         if is_paused {
@@ -452,18 +515,20 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, loads: &mut u32) -> Result<
         if !is_marked {
             continue;
         }
-        if *loads == LOADS_MAX {
+        let now_us = clock::now().mono_us;
+        let patient_us = if has_some { now_us } else { start_us.saturating_add(LOAD_PATIENCE_US) };
+        if loads.made[place] == LOADS_MAX || loads.is_over || now_us >= strikes_us {
             queue.with(|arena, at, _, fx| arena.load_ask(at, fx))?;
             continue;
         }
-        let turn_us = clock::now().mono_us.saturating_add(load::TURN_US);
-        match load::walk(queue, turn_us.max(start_us.saturating_add(LOAD_PATIENCE_US)))? {
+        loads.is_over = now_us >= patient_us;
+        match load::walk(queue, patient_us.max(now_us.saturating_add(load::TURN_US)).min(strikes_us))? {
             Loaded::Unfinished => {
-                *loads = LOADS_MAX; // the worker goes on with it
+                loads.made[place] = LOADS_MAX; // the worker goes on with it
                 return Ok(Next::TakeAgain);
             }
             Loaded::Done => {
-                *loads += 1;
+                loads.made[place] += 1;
                 return Ok(Next::TakeAgain);
             }
             Loaded::Busy if is_patient => next = Next::Await,

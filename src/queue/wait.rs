@@ -11,7 +11,7 @@ use crate::pg::table::AccessShareLock;
 use crate::pg::user::Right;
 use crate::pg::{clock, latch, shmem, xact};
 use crate::queue::resolve::{self, Queue};
-use crate::queue::take::{bring_in, has_ready, Next, AWAIT_US};
+use crate::queue::take::{bring_in, has_ready, own_next_us, Loads, Next, AWAIT_US};
 use crate::queue::{args, journal};
 use crate::settings::{self, SECOND_US};
 use queue_dispatch::{Now, QueueRef, NEVER_US};
@@ -71,6 +71,15 @@ pub fn leave() -> Result<()> {
     Ok(())
 }
 
+/// A waiter leaves for good, with nothing. Where no worker is there to come when the next message is due, that is known
+/// to the one who was woken when it was sent: another is to know it now.
+pub fn passed_on(queues: &[Rc<Queue>]) -> Result<()> {
+    for queue in queues {
+        queue.with(|arena, at, _, fx| arena.wait_pass_on(at, fx))?;
+    }
+    Ok(())
+}
+
 /// How long a call waits at most, as it was asked and as the settings allow.
 pub fn wait_us(args: &Args, position: usize) -> Result<i64> {
     let wait = args::duration(args.value(position), "wait", 0..=settings::DAY_US)?.unwrap_or(0);
@@ -110,7 +119,7 @@ pub fn queue_wait(args: &Args) -> Result<Value> {
 fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<String>> {
     let start_us = clock::now().mono_us;
     let mut is_registered = false;
-    let mut loads = 0;
+    let mut loads = Loads::new(names.len());
     loop {
         pgrx::check_for_interrupts!();
         if drops_snapshots {
@@ -122,10 +131,11 @@ fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<
             queue.check("wait for", &[Right::Select, Right::Update], "SELECT and UPDATE on its table")?;
             opened.push(queue);
         }
-        let next = bring_in(&opened, start_us, &mut loads)?;
+        let next = bring_in(&opened, start_us, false, &mut loads)?;
         let mut ready = None;
         for queue in &opened {
-            if has_ready(queue)? {
+            let is_own = || own_next_us(std::slice::from_ref(queue), clock::now());
+            if has_ready(queue)? || is_own()? <= clock::now().mono_us {
                 ready = Some(queue.name.clone());
                 break;
             }
@@ -148,10 +158,12 @@ fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<
         };
         let until_us = until_us.min(strikes_us(start_us, now));
         if now.mono_us >= until_us {
+            passed_on(&opened)?;
             return Ok(None);
         }
-        loads = 0;
+        loads.begin_anew();
         is_registered = true;
+        let until_us = until_us.min(own_next_us(&opened, now)?);
         if drops_snapshots {
             xact::drop_snapshots();
         }

@@ -15,6 +15,7 @@ use crate::pg::table::{self, AccessShareLock, RowExclusiveLock, Snapshot, Table}
 use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::{column, dead_letter, journal, load, resolve, retry};
 use crate::settings;
+use crate::worker::delay::{Delay, FAILED_US};
 use crate::worker::schedules::Schedules;
 use crate::worker::{avoid, expiry, leases, notify, survey, TURN_US};
 use pgrx::pg_sys;
@@ -103,6 +104,7 @@ pub fn main(database: u32) {
     }
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut turns = Turns::new();
+    let mut failing = HashMap::new();
     let mut expiring = expiry::Expiring::default();
     let mut archives = expiry::Archives::default();
     let (mut prepared_us, mut look_us) = (0, NEVER_US);
@@ -129,7 +131,7 @@ pub fn main(database: u32) {
             schedules.fire();
         }
         let next_us = prepared_us.min(look_us).min(schedules.due_us()).min(archives.trim());
-        latch::sleep(round(database, next_us, &mut turns, &mut expiring), wait_event);
+        latch::sleep(round(database, next_us, &mut turns, &mut failing, &mut expiring), wait_event);
     }
 }
 
@@ -180,7 +182,13 @@ fn tell_idle(database: u32) {
 
 /// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds,
 /// -1 for ever.
-fn round(database: u32, next_us: i64, turns: &mut Turns, expiring: &mut expiry::Expiring) -> i64 {
+fn round(
+    database: u32,
+    next_us: i64,
+    turns: &mut Turns,
+    failing: &mut HashMap<u32, Delay>,
+    expiring: &mut expiry::Expiring,
+) -> i64 {
     let mut next_us = next_us;
     let mut from = 0;
     let mut to_flush: Vec<(QueueRef, u32)> = Vec::new();
@@ -193,7 +201,7 @@ fn round(database: u32, next_us: i64, turns: &mut Turns, expiring: &mut expiry::
         if let Some(tick) = tick {
             next_us = next_us.min(tick.next_us);
             if tick.load || tick.scan || tick.exhausted > 0 {
-                next_us = next_us.min(serve(database, &tick, turns));
+                next_us = next_us.min(serve(database, &tick, turns, failing));
             }
             if tick.flush {
                 to_flush.push((tick.queue, tick.relation));
@@ -230,10 +238,15 @@ fn round(database: u32, next_us: i64, turns: &mut Turns, expiring: &mut expiry::
 }
 
 /// What one queue asks for. Returns when it must be looked at again.
-fn serve(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
-    let later_us = || clock::now().mono_us + POSTPONE_US;
+fn serve(database: u32, tick: &Tick, turns: &mut Turns, failing: &mut HashMap<u32, Delay>) -> i64 {
     let mut next_us = NEVER_US;
-    if tick.load || tick.scan {
+    let delay = failing.get(&tick.relation).copied().unwrap_or_default();
+    if (tick.load || tick.scan) && delay.until_us > clock::now().mono_us {
+        next_us = delay.until_us;
+        if tick.load {
+            let _ = shmem::with_arena(|arena, _, _| arena.load_again(tick.queue, next_us));
+        }
+    } else if tick.load || tick.scan {
         let done = worker::transaction("loading messages", || {
             let queue = match open(database, tick, AccessShareLock)? {
                 Opened::Yes(queue) => queue,
@@ -251,8 +264,14 @@ fn serve(database: u32, tick: &Tick, turns: &mut Turns) -> i64 {
             }
             Ok(true)
         });
+        failing.remove(&tick.relation);
         if done != Some(true) {
-            next_us = later_us();
+            next_us = clock::now().mono_us + POSTPONE_US;
+            if done.is_none() {
+                let delay = delay.longer(&FAILED_US);
+                failing.insert(tick.relation, delay);
+                next_us = delay.until_us;
+            }
             if tick.load {
                 let _ = shmem::with_arena(|arena, _, _| arena.load_again(tick.queue, next_us));
             }

@@ -40,6 +40,7 @@ use crate::pg::table::Snapshot;
 use crate::pg::{latch, shmem, spi, user, worker, xact};
 use crate::queue::{admin, journal, resolve, send};
 use pgrx::pg_sys;
+use queue_dispatch::NIL;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -160,9 +161,16 @@ pub fn forget_database(database: u32) {
     let _ = shmem::with_arena(|arena, _, _| arena.worker_forget(database));
 }
 
-/// A prepared transaction was committed: its messages are to be found.
+/// A prepared transaction was committed: its messages are to be found. The worker knows which queue has some; where there
+/// is none, any may.
 pub fn prepared_committed() {
-    look_whether_wanted(user::database());
+    let database = user::database();
+    let _ = shmem::with_arena(|arena, _, fx| {
+        if arena.worker_proc(database) == NIL {
+            arena.database_mark_all(database, fx);
+        }
+    });
+    look_whether_wanted(database);
 }
 
 /// Writes down, in a transaction that is being prepared, what it sent: for the worker to find once it commits.

@@ -137,6 +137,9 @@ pub struct Queue {
     pub(crate) pinned_len: u32,
     /// The backend that loads or scans, or NIL.
     pub(crate) loader: u32,
+    /// Messages that had their last delivery may be in the heap untracked from this id on: their window was full. They
+    /// keep no others, and come under the mark when the worker has moved the half of it.
+    pub(crate) exhausted_from: i64,
     pub(crate) waiter_first: u32,
     pub(crate) waiter_last: u32,
     /// Waiters that this queue woke and that have not ended their wait.
@@ -158,8 +161,6 @@ pub struct Queue {
     pub(crate) is_scanning: bool,
     /// The last load stopped for want of room, and none was made since; in the list of the hungry.
     pub(crate) is_hungry: bool,
-    /// Hungry, because its exhausted messages fill their window.
-    pub(crate) is_hungry_exhausted: bool,
     /// Its leases were read from their rows; before that it delivers nothing.
     pub(crate) is_restored: bool,
     /// What runs is that.
@@ -220,7 +221,7 @@ impl Queue {
         is_new: false,
         is_scanning: false,
         is_hungry: false,
-        is_hungry_exhausted: false,
+        exhausted_from: NO_MARK,
         is_restored: false,
         is_restoring: false,
         rows_are_stale: false,
@@ -454,8 +455,11 @@ impl<'a> Arena<'a> {
         record.policy = policy;
         record.policy_version = record.policy_version.wrapping_add(1);
         record.is_configured = true;
+        self.exhausted_come_in(q); // they may not be that any more
+        let record = &self.queues[q as usize];
         let has_some = record.ready_len > 0 || record.mark != NO_MARK;
         self.wake_rest(q, fx);
+        self.pass_on(q, fx); // a paused queue told nobody when it has something again
         if has_some {
             self.tell_news(q, fx); // it may have been paused
         }
@@ -470,6 +474,17 @@ impl<'a> Arena<'a> {
         self.queues[q as usize].expires_us = i64::MIN;
         self.announce_mark(q, fx);
         self.worker_wanted(q, fx);
+    }
+
+    /// Everything of every queue of a database may be in the heap untracked.
+    pub fn database_mark_all(&mut self, database: u32, fx: &mut Effects) {
+        for q in 0..self.head.queues_touched {
+            let queue = &self.queues[q as usize];
+            if queue.is_attached && !queue.is_dying && queue.database == database {
+                self.mark_lower(q, i64::MIN);
+                self.announce_mark(q, fx);
+            }
+        }
     }
 
     /// Messages from `msg_id` on may be in the heap untracked: after a transaction too large to publish one by
@@ -498,6 +513,7 @@ impl<'a> Arena<'a> {
             let Some(slot) = slot else {
                 let record = &mut self.queues[q as usize];
                 record.mark = NO_MARK;
+                record.exhausted_from = NO_MARK;
                 record.beyond_us = NEVER_US;
                 // The worker may be writing leases of what is gone, whose ids may come anew.
                 record.was_emptied = true;
@@ -581,6 +597,14 @@ impl<'a> Arena<'a> {
             queue.redo = queue.redo.min(msg_id);
         } else {
             queue.mark = queue.mark.min(msg_id);
+        }
+    }
+
+    /// Exhausted messages for which there was no room come under the mark, like any others.
+    pub(crate) fn exhausted_come_in(&mut self, q: u32) {
+        let from = core::mem::replace(&mut self.queues[q as usize].exhausted_from, NO_MARK);
+        if from != NO_MARK {
+            self.mark_lower(q, from);
         }
     }
 

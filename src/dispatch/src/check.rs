@@ -20,6 +20,8 @@ pub struct Bounds {
     pub redo_horizon_us: i64,
     /// Likewise.
     pub beyond_us: i64,
+    /// Exhausted messages from this id on may be untracked.
+    pub exhausted_from: i64,
     /// Whether a load or scan runs.
     pub is_loading: bool,
 }
@@ -44,6 +46,7 @@ impl Arena<'_> {
                 horizon_us: q.horizon_us,
                 redo_horizon_us: q.redo_horizon_us,
                 beyond_us: q.beyond_us,
+                exhausted_from: q.exhausted_from,
                 is_loading: q.loader != NIL,
             }
         })
@@ -242,7 +245,7 @@ impl Arena<'_> {
             ensure(queue.ready_len == 0, "a waiter sleeps beside a ready message")?;
             let may_load = queue.mark != NO_MARK && !queue.load_wanted;
             ensure(!may_load || queue.is_hungry, "a waiter sleeps beside a mark that nobody will load")?;
-            let has_room = queue.is_hungry && !queue.is_hungry_exhausted && self.has_room_for_hungry(q);
+            let has_room = queue.is_hungry && self.has_room_for_hungry(q);
             ensure(!has_room || is_room_seen_to, "a hungry waiter sleeps though there is room")?;
         }
         Ok(())

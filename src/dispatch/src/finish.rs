@@ -164,9 +164,15 @@ impl Arena<'_> {
         if slot == NIL {
             return;
         }
+        let record = &self.slots[slot as usize];
+        let is_delivered = State::from_u8(record.from) == State::Leased;
+        let count = if is_delivered { record.count.saturating_sub(1) } else { record.count };
+        let is_lowered = row.count < record.row_count;
         self.describe(slot, row);
         self.row_is_stale(slot); // the message's own row has the count now
         let record = &mut self.slots[slot as usize];
+        // What the row does not tell of (reads that were undone) is not forgotten, unless it was lowered by hand.
+        record.count = if is_lowered { row.count } else { row.count.max(count) };
         record.returned = 0;
         let is_touched = record.is_touched;
         if !self.is_current(queue) {

@@ -132,6 +132,9 @@ impl Arena<'_> {
             return if is_tracked || !is_near || !is_scanning { LoadRow::Known } else { LoadRow::Full };
         }
         let is_exhausted = record.policy.is_exhausted(row.count);
+        if is_exhausted && self.exhausted_left_out(q, row.msg_id) {
+            return LoadRow::Known;
+        }
         let has_window = self.window_has_room(q);
         let slot = self.track(q, row);
         if slot != NIL {
@@ -139,13 +142,30 @@ impl Arena<'_> {
             return LoadRow::Known;
         }
         if is_exhausted || has_window {
-            self.hunger_begin(q, is_exhausted && self.exhausted_is_full(q));
+            self.hunger_begin(q);
         }
         LoadRow::Full
     }
 
-    fn exhausted_is_full(&self, q: u32) -> bool {
-        self.queues[q as usize].exhausted_len >= self.head.config.window
+    /// Whether an exhausted message gets no slot because too many have one: the worker may not be able to move them, and
+    /// they must not keep the others from being loaded.
+    pub(crate) fn exhausted_left_out(&mut self, q: u32, msg_id: i64) -> bool {
+        let record = &mut self.queues[q as usize];
+        let is_full = record.exhausted_len >= self.head.config.window;
+        if is_full {
+            record.exhausted_from = record.exhausted_from.min(mark_at(msg_id));
+        }
+        is_full
+    }
+
+    /// A load has come to this id, which it has not looked at yet, past rows that nobody sees any more.
+    pub fn load_reached(&mut self, queue: QueueRef, loader: u32, msg_id: i64) {
+        if let Some(q) = self.index_of(queue) {
+            let record = &mut self.queues[q as usize];
+            if record.loader == loader && !record.is_scanning && !record.is_restoring {
+                record.reached = record.reached.max(mark_at(msg_id));
+            }
+        }
     }
 
     /// Ends a load: `stopped_at` is the first id that was not looked at (as [`mark_at`] has it), [`NO_MARK`] when the
@@ -177,6 +197,7 @@ impl Arena<'_> {
             self.scan_end(queue, loader, reached_us, beyond_us, now, fx);
         } else {
             self.load_end(queue, loader, record.reached, fx);
+            self.load_want(q, fx); // whoever was cancelled may be cancelled at the same place the next time
         }
     }
 

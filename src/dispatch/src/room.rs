@@ -156,21 +156,15 @@ impl Arena<'_> {
 
     /// Whether what a hungry queue's load stopped for is there now.
     pub(crate) fn has_room_for_hungry(&self, q: u32) -> bool {
-        let queue = &self.queues[q as usize];
-        if queue.is_hungry_exhausted {
-            queue.exhausted_len < self.head.config.window
-        } else {
-            self.slot_is_available(q)
-        }
+        self.slot_is_available(q)
     }
 
     /// A load of the queue stopped for want of room.
-    pub(crate) fn hunger_begin(&mut self, q: u32, is_exhausted: bool) {
+    pub(crate) fn hunger_begin(&mut self, q: u32) {
         self.hunger_end(q);
         let last = self.head.hungry_last;
         let queue = &mut self.queues[q as usize];
         queue.is_hungry = true;
-        queue.is_hungry_exhausted = is_exhausted;
         queue.hungry_previous = last;
         self.head.hungry_last = q;
         if last == NIL {

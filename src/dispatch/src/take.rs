@@ -75,6 +75,10 @@ impl Arena<'_> {
             self.announce_mark(q, fx); // whoever wakes finds the mark and loads
             return;
         }
+        let is_exhausted = record.policy.is_exhausted(row.count);
+        if is_exhausted && self.exhausted_left_out(q, row.msg_id) {
+            return;
+        }
         let slot = self.track(q, row);
         if slot == NIL {
             self.mark_lower(q, row.msg_id);
@@ -224,6 +228,15 @@ impl Arena<'_> {
             record.is_touched = true;
         }
         if change == Change::Insert {
+            // Lying elsewhere than the one that is known it is another message, whose id came anew: what is known of that
+            // one does not hold for it. (Or this is published late, and the next reader looks in vain.)
+            let is_known = record.tid().offset != 0 && record.tid() != row.tid;
+            if is_known && matches!(state, State::Ready | State::Delayed | State::Exhausted) {
+                self.unfile(slot);
+                self.forget(slot);
+                self.slots[slot as usize].set_tid(row.tid);
+                self.file_ready(slot, fx);
+            }
             return;
         }
         record.set_tid(row.tid);

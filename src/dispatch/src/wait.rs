@@ -13,7 +13,7 @@
 //! others.
 
 use crate::arena::{Arena, QueueRef};
-use crate::{Effects, NIL, NO_MARK};
+use crate::{Effects, NEVER_US, NIL, NO_MARK};
 
 /// Most queues that one backend can wait for at a time.
 pub const WAIT_QUEUES_MAX: usize = 64;
@@ -96,6 +96,35 @@ impl Arena<'_> {
             self.wake_rest(woken_by, fx);
         }
         self.room_made(fx); // if it was woken to load and did not
+    }
+
+    /// A backend whose transaction ends takes it out of all lists, too. What it knew goes on to others.
+    pub fn wait_abort(&mut self, proc: u32, fx: &mut Effects) {
+        let mut queues = [NIL; WAIT_QUEUES_MAX + 1];
+        let first = proc as usize * WAIT_QUEUES_MAX;
+        let nodes = self.wait_nodes.get(first..first + WAIT_QUEUES_MAX).unwrap_or(&[]);
+        queues.iter_mut().zip(nodes).for_each(|(q, node)| *q = node.queue);
+        queues[WAIT_QUEUES_MAX] = self.waiters.get(proc as usize).map_or(NIL, |waiter| waiter.woken_by);
+        self.wait_end(proc, fx);
+        queues.into_iter().filter(|q| *q != NIL).for_each(|q| self.pass_on(q, fx));
+    }
+
+    /// A backend that has waited at this queue and ended its wait waits no more.
+    pub fn wait_pass_on(&mut self, queue: QueueRef, fx: &mut Effects) {
+        if let Some(q) = self.index_of(queue) {
+            self.pass_on(q, fx);
+        }
+    }
+
+    /// If the worker does not come when the next message is due, one of those who sleep is to know when that is: the one
+    /// who did sleeps no more.
+    pub(crate) fn pass_on(&mut self, q: u32, fx: &mut Effects) {
+        let queue = &self.queues[q as usize];
+        let is_known = queue.woken_len > 0 || queue.ready_len > 0 || !queue.is_attached || queue.is_dying;
+        let has_more = queue.timed != NIL || queue.beyond_us != NEVER_US;
+        if has_more && !is_known && !self.is_worker_at_rest(q) {
+            self.announce(q, fx);
+        }
     }
 
     /// Whether something woke this backend since it began to wait (or the arena was made anew).

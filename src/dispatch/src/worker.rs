@@ -21,6 +21,8 @@ pub struct Db {
     pub(crate) has_listeners: bool,
     /// Something came to a queue that has no place here.
     pub(crate) has_unplaced_news: bool,
+    /// The worker is awake, and may be for a while: an owner's trigger can keep it.
+    pub(crate) is_awake: bool,
 }
 
 impl Db {
@@ -32,6 +34,7 @@ impl Db {
         is_called: false,
         has_listeners: false,
         has_unplaced_news: false,
+        is_awake: false,
     };
 }
 
@@ -80,7 +83,7 @@ impl Arena<'_> {
     pub fn worker_set(&mut self, oid: u32, proc: u32) -> bool {
         let Some(index) = self.db_find(oid).or_else(|| self.db_find(0)) else { return false };
         let before = self.dbs[index as usize];
-        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true, ..before };
+        self.dbs[index as usize] = Db { oid, proc, wake_at_us: 0, is_called: true, is_awake: true, ..before };
         for queue in self.queues[..self.head.queues_touched as usize].iter_mut() {
             if queue.is_attached && queue.database == oid {
                 queue.db = index;
@@ -136,6 +139,7 @@ impl Arena<'_> {
         self.db_find(oid).is_some_and(|index| {
             let db = &mut self.dbs[index as usize];
             db.wake_at_us = NEVER_US;
+            db.is_awake = true;
             core::mem::take(&mut db.is_called)
         })
     }
@@ -147,6 +151,7 @@ impl Arena<'_> {
             Some(index) => {
                 let db = &mut self.dbs[index as usize];
                 db.wake_at_us = db.wake_at_us.min(until_us);
+                db.is_awake = false;
                 db.wake_at_us
             }
             None => until_us,
@@ -158,18 +163,25 @@ impl Arena<'_> {
         self.worker_wanted_at(q, 0, fx);
     }
 
-    /// Has the worker look at `at_us`, if it would sleep longer. Where there is no worker, one who waits is woken
-    /// if that is earlier than all he knew of when he went to sleep: he looks, and sleeps until then.
+    /// Has the worker look at `at_us`, if it would sleep longer. Where there is no worker, or it is not known when it
+    /// has time, one who waits is woken if that is earlier than all he knew of when he went to sleep: he looks, and
+    /// sleeps until then.
     pub(crate) fn worker_wanted_at(&mut self, q: u32, at_us: i64, fx: &mut Effects) {
-        let has_worker = self.worker_called_at(q, at_us, fx);
+        self.worker_called_at(q, at_us, fx);
         let queue = &self.queues[q as usize];
-        if has_worker || queue.waiter_first == NIL || queue.woken_len > 0 || at_us == 0 {
+        if self.is_worker_at_rest(q) || queue.waiter_first == NIL || queue.woken_len > 0 || at_us == 0 {
             return;
         }
         let first = tree::first(self.slots, queue.timed);
         if first == NIL || at_us <= self.slots[first as usize].deadline_us {
             self.announce(q, fx);
         }
+    }
+
+    /// Whether there is a worker, which sleeps until it is woken or something is due.
+    pub(crate) fn is_worker_at_rest(&self, q: u32) -> bool {
+        let db = self.dbs.get(self.queues[q as usize].db as usize);
+        db.is_some_and(|db| db.proc != NIL && !db.is_awake)
     }
 
     /// Has the worker look at `at_us`, for what is no reader's matter. Returns whether there is one.
@@ -235,6 +247,11 @@ impl Arena<'_> {
             }
             let mut next_us = self.promote(q, now, fx);
             let has_room = self.window_has_room(q);
+            let record = &mut self.queues[q as usize];
+            if record.exhausted_from != NO_MARK && record.exhausted_len <= self.head.config.window / 2 {
+                record.load_wanted = true;
+                self.exhausted_come_in(q);
+            }
             let record = &mut self.queues[q as usize];
             // Whoever leaves the window nearly empty asks again.
             record.load_wanted &= record.mark != NO_MARK && has_room;

@@ -4,7 +4,14 @@ use crate::world::*;
 
 impl World {
     /// Whether a row that has no slot will be found all the same.
-    pub fn is_within_reach(&self, bounds: Bounds, load: Option<&Load>, msg_id: i64, row: &HeapRow) -> bool {
+    pub fn is_within_reach(
+        &self,
+        policy: Policy,
+        bounds: Bounds,
+        load: Option<&Load>,
+        msg_id: i64,
+        row: &HeapRow,
+    ) -> bool {
         // The mark counts in any case: while a load runs it is where that began, so the snapshot holds the row
         // (in the part not walked yet), or `redo` covers it.
         let unwalked = load.is_some_and(|load| load.rows.iter().any(|(id, _)| *id == msg_id));
@@ -20,7 +27,8 @@ impl World {
             }
             None => at > bounds.horizon_us && bounds.beyond_us <= at,
         });
-        is_marked || is_later
+        let is_left_out = policy.is_exhausted(row.count) && msg_id >= bounds.exhausted_from;
+        is_marked || is_later || is_left_out
     }
 
     pub fn check(&mut self) {
@@ -66,7 +74,7 @@ impl World {
                     Some(_) => {}
                     None => {
                         assert!(
-                            self.is_within_reach(bounds, load, *msg_id, row),
+                            self.is_within_reach(self.policy[q], bounds, load, *msg_id, row),
                             "message {msg_id} of queue {q} is lost: {row:?} {bounds:?} {:?}",
                             self.now
                         );

@@ -262,3 +262,44 @@ fn highest_id_of_all_is_taken_whether_there_is_a_mark_room_or_a_load() {
     d.memory.arena().load_end(queue, 2, NO_MARK, &mut d.fx);
     assert!(matches!(d.arena().scan_begin(queue, 2, now), ScanStart::Range { .. }));
 }
+
+#[test]
+fn exhausted_messages_without_room_keep_no_others() {
+    let mut d = Desk::new(64, 2, 4);
+    let queue = d.queue;
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.reconfigure(Policy { max_deliveries: 2, ..Policy::DEFAULT });
+    d.arena().queue_mark_all(queue, &mut Effects::new());
+    assert_eq!(d.arena().load_begin(queue, 3), LoadStart::From(i64::MIN));
+    for msg_id in 1..=6 {
+        assert_eq!(d.load_row(Row { count: 2, ..row(msg_id) }), LoadRow::Known);
+    }
+    assert_eq!(d.load_row(row(7)), LoadRow::Known);
+    d.memory.arena().load_end(queue, 3, NO_MARK, &mut d.fx);
+    assert_eq!((d.state(4), d.state(5), d.mark()), (Some(State::Exhausted), None, NO_MARK));
+    d.publish_row(Row { count: 2, ..row(8) }, Change::Update);
+    d.publish(9);
+    assert_eq!(d.take(9).iter().map(|one| one.msg_id).collect::<Vec<_>>(), [7, 9]);
+    d.tick();
+    assert_eq!(d.mark(), NO_MARK, "the half of the window is not free");
+    for msg_id in [1, 2] {
+        assert!(matches!(d.pin(msg_id, Fence::Any, 5), Pin::Done(_)));
+        d.finish(msg_id, 5);
+    }
+    assert!(d.tick().load);
+    assert_eq!(d.mark(), 5);
+}
+
+#[test]
+fn load_that_was_cancelled_is_the_workers_from_where_it_came_to() {
+    let mut d = Desk::new(64, 2, 16);
+    let (queue, now) = (d.queue, d.now);
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.arena().queue_mark_all(queue, &mut Effects::new());
+    d.tick();
+    assert_eq!(d.arena().load_begin(queue, 3), LoadStart::From(i64::MIN));
+    d.arena().load_reached(queue, 3, 1_000); // all dead up to here
+    d.memory.arena().load_abort(queue, 3, now, &mut d.fx);
+    assert_eq!(d.mark(), 1_000);
+    assert!(d.tick().load);
+}

@@ -326,3 +326,19 @@ fn deliveries_within_the_senders_transaction_are_not_forgotten_for_want_of_room(
         "the row of 4 does not know"
     );
 }
+
+#[test]
+fn message_whose_id_came_anew_does_not_inherit_what_was_known_of_the_old_one() {
+    let mut d = Desk::new(16, 2, 8);
+    d.reconfigure(Policy { retry_jitter: 0.0, retry_delay_us: 3600 * SECOND_US, ..Policy::DEFAULT });
+    d.publish(1);
+    for _ in 0..2 {
+        let one = d.take_one();
+        d.give_back(one);
+    }
+    assert_eq!(d.state(1), Some(State::Delayed));
+    d.publish(1); // its own sender, late
+    assert_eq!(d.state(1), Some(State::Delayed));
+    d.publish_row(Row { tid: Tid { block: 9, offset: 3 }, ..row(1) }, Change::Insert);
+    assert_eq!(d.take_one().count, 1);
+}

@@ -119,11 +119,12 @@ fn worker_is_woken_even_when_readers_fill_the_list() {
 fn worker_that_ends_has_one_of_each_queues_sleepers_look() {
     let mut d = Desk::new(32, 2, 16);
     assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.worker_sleeps();
     d.wait(1);
     d.wait(2);
     d.publish_row(due(1, SECOND_US), Change::Insert); // the worker's matter
     d.worker_sleeps();
-    d.woken();
+    assert!(!d.woken().contains(&1));
     d.memory.arena().worker_end(DATABASE, &mut d.fx);
     assert_eq!(d.woken(), [1]);
     assert_eq!(d.arena().worker_proc(DATABASE), NIL);
@@ -212,4 +213,44 @@ fn backoff_with_odd_settings_neither_panics_nor_is_negative() {
             }
         }
     }
+}
+
+#[test]
+fn worker_that_is_awake_may_be_kept_so_one_sleeper_sees_to_what_is_due_itself() {
+    let mut d = Desk::new(32, 2, 16);
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    d.worker_sleeps();
+    d.wait(1);
+    d.arena().worker_round(DATABASE);
+    d.publish_row(due(1, SECOND_US), Change::Insert);
+    assert_eq!(d.woken(), [WORKER, 1]);
+}
+
+#[test]
+fn sleeper_that_leaves_tells_another_when_the_next_message_is_due() {
+    let mut d = Desk::new(32, 2, 16);
+    let queue = d.queue;
+    d.wait(1);
+    d.wait(2);
+    d.publish_row(due(1, SECOND_US), Change::Insert);
+    assert_eq!(d.woken(), [1]);
+    d.leave(1);
+    d.memory.arena().wait_pass_on(queue, &mut d.fx);
+    assert_eq!(d.woken(), [2]);
+    d.wait(2);
+    assert!(d.woken().is_empty(), "it sleeps on, and knows");
+    d.wait(3);
+    d.memory.arena().wait_abort(2, &mut d.fx);
+    assert_eq!(d.woken(), [3], "so it is for one who is cancelled");
+}
+
+#[test]
+fn resumed_queue_has_a_sleeper_look_when_its_next_message_is_due() {
+    let mut d = Desk::new(32, 2, 16);
+    d.publish_row(due(1, SECOND_US), Change::Insert);
+    d.reconfigure(Policy { paused: true, ..Policy::DEFAULT });
+    d.wait(1);
+    assert!(d.woken().is_empty());
+    d.reconfigure(Policy::DEFAULT);
+    assert_eq!(d.woken(), [1]);
 }
