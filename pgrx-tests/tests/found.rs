@@ -120,3 +120,68 @@ fn undone_read_of_an_own_message_counts_whoever_named_it_meanwhile() {
         assert!(delete(&mut sender, "q", &again));
     }
 }
+
+#[test]
+fn message_named_in_vain_before_it_was_there_is_not_lost_when_another_finishes_it_in_vain_too() {
+    let database = database_with(&["q", "r"]);
+    let (mut sender, mut other, mut third) = (session(&database), session(&database), session(&database));
+    assert!(read(&mut sender, "q", 1).is_empty());
+    sender.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut sender, "q", 1);
+    let own = read_for(&mut sender, "q", 1, "1 day").remove(0);
+    other.batch_execute("BEGIN").unwrap();
+    send(&mut other, "r", 1); // so it has an id, and may have deleted what it does not find
+    assert!(!delete_id(&mut other, "q", msg_id));
+    other.batch_execute("ROLLBACK").unwrap();
+    third.batch_execute("BEGIN").unwrap();
+    send(&mut third, "r", 1);
+    assert!(!delete_id(&mut third, "q", msg_id));
+    sender.batch_execute("COMMIT").unwrap();
+    third.batch_execute("COMMIT").unwrap();
+    assert!(read(&mut other, "q", 1).is_empty(), "its lease runs");
+    assert!(release(&mut sender, "q", &own));
+    assert_eq!(read_awaited(&mut other, "q").msg_id, msg_id);
+}
+
+#[test]
+fn read_that_found_a_message_before_it_was_there_is_no_delivery() {
+    let database = database_with(&["q", "r"]);
+    let (mut sender, mut other, mut third) = (session(&database), session(&database), session(&database));
+    assert!(read(&mut sender, "q", 1).is_empty());
+    sender.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut sender, "q", 1);
+    other.batch_execute("BEGIN").unwrap();
+    send(&mut other, "r", 1);
+    assert!(!delete_id(&mut other, "q", msg_id));
+    other.batch_execute("ROLLBACK").unwrap(); // something may be there
+    third.batch_execute("BEGIN").unwrap();
+    send(&mut third, "r", 1);
+    assert!(read(&mut third, "q", 1).is_empty());
+    sender.batch_execute("COMMIT").unwrap();
+    third.batch_execute("ROLLBACK").unwrap();
+    let one = read_awaited(&mut sender, "q");
+    assert_eq!((one.msg_id, one.count), (msg_id, 1));
+}
+
+#[test]
+fn read_that_gave_nothing_fences_nothing() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    assert!(read(&mut client, "q", 1).is_empty());
+    let msg_id = send(&mut client, "q", 1);
+    client.batch_execute("UPDATE queue.q SET visible_at = clock_timestamp() + '100 s'").unwrap();
+    client.batch_execute("BEGIN").unwrap();
+    assert!(read(&mut client, "q", 1).is_empty());
+    assert!(delete_id(&mut client, "q", msg_id), "nobody holds it");
+    client.batch_execute("COMMIT").unwrap();
+}
+
+#[test]
+fn release_of_what_is_not_there_leaves_nothing_behind() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    assert!(read(&mut client, "q", 1).is_empty());
+    assert!(client.query("SELECT queue_release('q', ARRAY[77])", &[]).unwrap().is_empty());
+    let ready: Option<String> = value(&mut client, "CALL queue_wait(ARRAY['q'], '0 s')");
+    assert_eq!(ready, None);
+}

@@ -151,14 +151,17 @@ impl Table {
         }
     }
 
-    /// Name, type and kind of what the caller relies on: the first columns' names and type oids.
-    pub fn columns(&self) -> Vec<(String, u32)> {
+    /// The columns' names, in the server's encoding, and type oids.
+    pub fn columns(&self) -> Vec<(Vec<u8>, u32)> {
         // SAFETY: the descriptor belongs to the open relation; attributes are counted by natts.
         unsafe {
             let descriptor = pgrx::PgTupleDesc::from_pg_unchecked((*self.relation).rd_att);
             (0..descriptor.len())
                 .filter_map(|i| descriptor.get(i))
-                .map(|column| (column.name().to_owned(), u32::from(column.atttypid)))
+                .map(|column| {
+                    let name = std::ffi::CStr::from_ptr(column.attname.data.as_ptr());
+                    (name.to_bytes().to_vec(), u32::from(column.atttypid))
+                })
                 .collect()
         }
     }
@@ -459,11 +462,13 @@ impl<'t> Walk<'t> {
 
     /// The key of the index entry that the walk stands at: a bigint.
     pub fn reached(&self) -> Option<i64> {
-        // SAFETY: a btree gives the entry that it returned last (xs_want_itup), good until the next step. Its key is not
-        // null, so it begins right behind the header, which is as long as a bigint.
+        // SAFETY: a btree gives the entry that it returned last (xs_want_itup), good until the next step. Where none of
+        // its columns is null (the index may INCLUDE some) the key begins right behind the header, which is as long as
+        // a bigint.
         unsafe {
             let entry: *const pg_sys::IndexTupleData = (*self.scan).xs_itup;
-            (!entry.is_null()).then(|| entry.add(1).cast::<i64>().read_unaligned())
+            let is_plain = !entry.is_null() && u32::from((*entry).t_info) & pg_sys::INDEX_NULL_MASK == 0;
+            is_plain.then(|| entry.add(1).cast::<i64>().read_unaligned())
         }
     }
 

@@ -611,6 +611,7 @@ pub fn queue_purge(args: &Args) -> Result<Value> {
         user::acting_as(user::owner(queue.relation), purge)
     };
     snapshot.done();
+    super::finish::let_go_of_gone(&queue)?;
     Ok(Value::of(outcome.processed as i64))
 }
 

@@ -16,7 +16,7 @@ use crate::queue::resolve::{self, For, Queue};
 use crate::queue::take::find;
 use crate::queue::{args, column, dead_letter};
 use pgrx::pg_sys;
-use queue_dispatch::{Fence, Pin, Pinned, QueueRef, Row, Tid, CHUNK_MAX};
+use queue_dispatch::{Fence, Pin, Pinned, QueueRef, Row, Tid, CHUNK_MAX, NIL};
 use std::collections::HashMap;
 
 /// What becomes of a finished message.
@@ -179,6 +179,28 @@ pub fn finish(
         }
         pgrx::check_for_interrupts!();
     }
+    Ok(())
+}
+
+/// Finishes, at commit, what this transaction has deleted otherwise and what would keep its place for as long as its
+/// lease or its delay: nobody else would find out before that.
+pub fn let_go_of_gone(queue: &Queue) -> Result<()> {
+    let snapshot = Snapshot::latest();
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(()) };
+    let mut from = 0;
+    while from != NIL {
+        pgrx::check_for_interrupts!();
+        let mut ids = [0; CHUNK_MAX];
+        let (count, next) = queue.with(|arena, at, _, _| arena.timed_some(at, from, &mut ids))?;
+        from = next;
+        let is_gone = |msg_id: &i64| table.lookup(queue.key, *msg_id, &snapshot).is_none();
+        let gone: Vec<_> = ids[..count].iter().copied().filter(is_gone).map(|msg_id| (msg_id, None)).collect();
+        if !gone.is_empty() {
+            pin(queue, &gone, false)?;
+        }
+    }
+    table.close(None, true);
+    snapshot.done();
     Ok(())
 }
 

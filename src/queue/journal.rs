@@ -252,6 +252,18 @@ pub fn leased(at: QueueRef, one: &Taken) {
     JOURNAL.with_borrow_mut(|j| j.push(Op::Leased { at, msg_id, lease_id, was_returned }, sub));
 }
 
+/// What was taken is not given to anybody: no call of this transaction rests on that lease.
+pub fn not_leased(at: QueueRef, one: &Taken) {
+    JOURNAL.with_borrow_mut(|j| {
+        let found = j.entries.iter().rposition(
+            |e| matches!(e.op, Op::Leased { at: of, lease_id, .. } if of == at && lease_id == one.lease_id),
+        );
+        if let Some(index) = found {
+            j.entries.remove(index);
+        }
+    });
+}
+
 /// A message was pinned; as long as nothing else is said, to be finished. Room was reserved.
 pub fn pinned(at: QueueRef, msg_id: i64) {
     let sub = xact::sub_id();
@@ -555,6 +567,13 @@ fn publish(journal: &Journal) {
     let pid = latch::my_pid();
     let mut next_own = 0;
     let mut extensions = false;
+    // First, so that what was sent and read after TRUNCATE is published as it is now. It takes many holds of the lock;
+    // but under AccessExclusiveLock, which is still held, nobody sends to or reads from the table meanwhile.
+    for Entry { op, .. } in journal.entries.iter().filter(|_| journal.has_emptied) {
+        if let Op::Emptied { relation } = *op {
+            empty(database, relation);
+        }
+    }
     for chunk in journal.entries.chunks(CHUNK) {
         let _ = shmem::with_arena(|arena, now, fx| {
             for Entry { op, .. } in chunk {
@@ -606,13 +625,9 @@ fn publish(journal: &Journal) {
                 }
             }
         });
-        // What takes many holds of the lock. Both happen under AccessExclusiveLock, which is still held: nobody
-        // sends to or reads from the table meanwhile.
         for Entry { op, .. } in chunk {
-            match *op {
-                Op::Emptied { relation } => empty(database, relation, journal),
-                Op::Dropped { relation } => detach(database, relation),
-                _ => {}
+            if let Op::Dropped { relation } = *op {
+                detach(database, relation); // likewise
             }
         }
     }
@@ -662,8 +677,8 @@ fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: No
     }
 }
 
-/// After TRUNCATE only what this transaction sent since then is left.
-fn empty(database: u32, relation: u32, journal: &Journal) {
+/// After TRUNCATE nothing is left of what was there.
+fn empty(database: u32, relation: u32) {
     let most = queue_dispatch::CHUNK_MAX;
     while matches!(
         shmem::with_arena(|arena, _, fx| {
@@ -671,16 +686,6 @@ fn empty(database: u32, relation: u32, journal: &Journal) {
         }),
         Ok(false)
     ) {}
-    // Chunks already published may have held some of those.
-    let kept = journal.overlay.iter().any(|l| l.relation == relation && l.state != State::Gone)
-        || journal.entries.iter().any(|e| matches!(e.op, Op::MarkFrom { relation: of, .. } if of == relation));
-    if kept {
-        let _ = shmem::with_arena(|arena, _, fx| {
-            if let Some(at) = arena.queue_find(database, relation) {
-                arena.queue_mark_all(at, fx);
-            }
-        });
-    }
 }
 
 fn detach(database: u32, relation: u32) {

@@ -285,7 +285,7 @@ pub fn archive_name(archive: u32) -> Option<String> {
 }
 
 /// Whether a table's columns are those of a queue, as far as they matter here.
-pub fn columns_are_ours(columns: &[(String, u32)]) -> bool {
+pub fn columns_are_ours(columns: &[(Vec<u8>, u32)]) -> bool {
     let expected = [
         ("msg_id", pg_sys::INT8OID),
         ("enqueued_at", pg_sys::TIMESTAMPTZOID),
@@ -302,7 +302,7 @@ pub fn columns_are_ours(columns: &[(String, u32)]) -> bool {
         && expected
             .iter()
             .zip(columns)
-            .all(|((name, oid), (column, is))| name == column && u32::from(*oid) == *is)
+            .all(|((name, oid), (column, is))| name.as_bytes() == column && u32::from(*oid) == *is)
 }
 
 /// A queue's archive and settings, as they are committed now (or changed by this transaction).

@@ -99,6 +99,11 @@ impl Mine {
         Ok(())
     }
 
+    /// Somebody has seen its row.
+    fn is_known(&self) -> bool {
+        self.is_own || self.held.pinned.is_none_or(|pinned| pinned.tid.offset != 0)
+    }
+
     /// Its row is not there.
     fn missed(&self) -> Result<()> {
         if !self.is_own && self.held.pinned.is_some() {
@@ -256,10 +261,26 @@ pub fn queue_release(args: &Args, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
+fn is_there(queue: &Queue, msg_id: i64) -> bool {
+    let snapshot = Snapshot::latest();
+    let table = Table::open(queue.relation, None);
+    let is_there = table.as_ref().is_some_and(|table| table.lookup(queue.key, msg_id, &snapshot).is_some());
+    if let Some(table) = table {
+        table.close(None, true);
+    }
+    snapshot.done();
+    is_there
+}
+
 fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i64>) -> Result<bool> {
     let Some(mine) = hold(queue, msg_id, lease_id)? else { return Ok(false) };
     if mine.lease_id == 0 {
-        mine.let_go()?; // nobody holds it: there is nothing to give back
+        // Nobody holds it: there is nothing to give back. What is not there at all leaves nothing behind.
+        if mine.is_known() || is_there(queue, msg_id) {
+            mine.let_go()?;
+        } else {
+            mine.missed()?;
+        }
         return Ok(false);
     }
     let count = mine.held.pinned.map_or(0, |p| p.count).saturating_sub(1);

@@ -75,8 +75,8 @@ const FIELDS: [(&str, &str); 6] = [
 /// interval comes a unit; in an expression comes another field.
 pub fn is_cron(text: &str) -> bool {
     let second = text.split_whitespace().nth(1).and_then(|token| token.chars().next());
-    // No interval has a star in it: what has one is an expression, however wrong its second field.
-    text.contains('*') || second.is_some_and(|first| !first.is_alphabetic())
+    // No interval has a star in it, or is called @daily: what does is an expression, however wrong.
+    text.contains(['*', '@']) || second.is_some_and(|first| !first.is_alphabetic())
 }
 
 /// A time zone by its IANA name.
@@ -97,14 +97,31 @@ pub fn cron(text: &str, zone: Tz) -> Result<Rule, Problem> {
         let mut alone = ["*"; FIELDS.len()];
         alone[i + missing] = field;
         // What `croner` would let pass: a nickname such as @daily, which stands for all fields, and an empty element
-        // of a list; a second, minute or hour that never is would have it search all days to the year 5000.
+        // of a list; a second, minute or hour that never is would have it search all days to the year 5000; and the name
+        // of a month or a weekday in any field, as if it were its number.
         let is_odd = field.contains('@') || field.split(',').any(str::is_empty);
-        if is_odd || parser.parse(&alone.join(" ")).is_err() {
+        if is_odd || has_others_names(name, field) || parser.parse(&alone.join(" ")).is_err() {
             return Err(Problem::Field { name, text: (*field).to_owned(), allowed });
         }
     }
     let cron = parser.parse(&fields.join(" ")).map_err(|error| Problem::Unreadable(error.to_string()))?;
     Ok(Rule::Cron { cron: Box::new(cron), zone })
+}
+
+/// Whether a field has names in it that are not its own.
+fn has_others_names(name: &str, field: &str) -> bool {
+    const MONTHS: [&str; 12] =
+        ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
+    const DAYS: [&str; 7] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
+    let own: &[&str] = match name {
+        "month" => &MONTHS,
+        "day of week" => &DAYS,
+        _ => &[],
+    };
+    let words = field.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| word.len() >= 3);
+    // FRIL is the last Friday.
+    let is_own = |word: &str| own.iter().any(|own| word.get(..3).is_some_and(|w| w.eq_ignore_ascii_case(own)));
+    words.into_iter().any(|word| !is_own(word))
 }
 
 impl Rule {

@@ -165,6 +165,7 @@ fn fetch(
     for one in taken {
         // Somebody has named it before it was there, so that it has a slot: it is this transaction's own, and read as such.
         if one.tid.offset == 0 && journal::own_view(queue.relation, one.msg_id).is_some() {
+            journal::not_leased(at, one);
             shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))?;
             continue;
         }
@@ -212,6 +213,7 @@ fn is_expired(record: &Record) -> bool {
 
 /// A message that was taken has expired: the worker is to see to it.
 fn put_off(at: QueueRef, one: &Taken) -> Result<()> {
+    journal::not_leased(at, one);
     shmem::with_arena(|arena, now, fx| {
         arena.put_off(at, *one, now.mono_us.saturating_add(SECOND_US), fx);
         arena.expires_at(at, i64::MIN, now, fx);
@@ -222,9 +224,11 @@ fn put_off(at: QueueRef, one: &Taken) -> Result<()> {
 /// pinned until the transaction's end.
 fn forget(at: QueueRef, one: &Taken) -> Result<()> {
     if xact::has_id() {
+        shmem::with_arena(|arena, _, _| arena.discount(at, *one))?;
         pin_leased(at, one)?;
         return Ok(());
     }
+    journal::not_leased(at, one);
     shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))
 }
 
@@ -269,7 +273,10 @@ fn settle(at: QueueRef, one: &Taken, row: Row) -> Result<Option<u32>> {
     let settled = shmem::with_arena(|arena, now, fx| arena.settle(at, *one, row, now, fx))?;
     Ok(match settled {
         Settled::Deliver(count) => Some(count),
-        Settled::Withdrawn => None,
+        Settled::Withdrawn => {
+            journal::not_leased(at, one);
+            None
+        }
     })
 }
 
@@ -287,6 +294,7 @@ fn delete_leased(
     let deleted = super::finish::delete_row(queue, table, record.tid(), one.msg_id, snapshot)?;
     if matches!(deleted, Deleted::Kept | Deleted::Moved) {
         super::finish::unpin(at, one.msg_id)?;
+        journal::not_leased(at, one);
         // Nobody was given it, so it does not count; nor is it tried again at once.
         shmem::with_arena(|arena, now, fx| {
             arena.put_off(at, *one, now.mono_us.saturating_add(SECOND_US), fx);

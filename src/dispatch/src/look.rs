@@ -1,6 +1,7 @@
 //! Questions that change nothing: what a sleeper must know before it sleeps.
 
 use crate::arena::{Arena, QueueRef};
+use crate::slot::State;
 use crate::{tree, Now, NEVER_US, NIL, NO_MARK};
 
 /// A sleeper under a mark looks again after this long even if nobody wakes it. Room that is made wakes the hungry
@@ -11,6 +12,26 @@ impl Arena<'_> {
     /// Whether reads of the queue return nothing.
     pub fn is_paused(&self, queue: QueueRef) -> bool {
         self.index_of(queue).is_some_and(|q| self.queues[q as usize].policy.paused)
+    }
+
+    /// Some of the queue's messages that are leased or delayed, as many as `out` has room for and a bounded stretch of
+    /// slots holds, from slot `from` on. Returns how many, and where to go on, or [`NIL`].
+    pub fn timed_some(&self, queue: QueueRef, from: u32, out: &mut [i64]) -> (usize, u32) {
+        const STRETCH: u32 = 1_024;
+        let Some(q) = self.index_of(queue) else { return (0, NIL) };
+        let (mut found, touched) = (0, self.head.slots_touched);
+        let end = touched.min(from.saturating_add(STRETCH));
+        for index in from..end {
+            let slot = &self.slots[index as usize];
+            if slot.queue == q && matches!(slot.state(), State::Leased | State::Delayed) {
+                if found == out.len() {
+                    return (found, index);
+                }
+                out[found] = slot.msg_id;
+                found += 1;
+            }
+        }
+        (found, if end < touched { end } else { NIL })
     }
 
     /// When a reader of the queue has to look again without being woken: at once if something is ready (or the

@@ -104,7 +104,9 @@ impl Arena<'_> {
         let mut slot = self.find(q, row.msg_id);
         if slot != NIL {
             let record = &self.slots[slot as usize];
-            if record.state() == State::Pinned && State::from_u8(record.from) == State::Untracked {
+            // What has no address was never seen by whoever made the slot: somebody named it in vain.
+            let is_named = State::from_u8(record.from) == State::Untracked || record.tid().offset == 0;
+            if record.state() == State::Pinned && is_named && record.lease_running() == 0 {
                 self.describe(slot, row);
                 self.lease_begin(slot, row, lease_id, lease, now);
                 let record = &mut self.slots[slot as usize];
@@ -115,6 +117,7 @@ impl Arena<'_> {
                 return;
             }
             if !matches!(record.state(), State::Ready | State::Exhausted) || record.lease_id != 0 {
+                self.slots[slot as usize].is_touched = true; // whoever looks in vain is to look again
                 return;
             }
             self.unfile(slot);
@@ -528,6 +531,16 @@ impl Arena<'_> {
             record.count = record.count.saturating_sub(1).max(record.row_count);
             self.row_is_recounted(slot);
             self.file_delayed(slot, until_us, fx);
+        }
+    }
+
+    /// The row of what was taken is not there, for this transaction at least: nobody gets it, so it does not count.
+    pub fn discount(&mut self, queue: QueueRef, taken: Taken) {
+        let slot = self.leased(queue, taken.msg_id, taken.lease_id);
+        if slot != NIL {
+            let record = &mut self.slots[slot as usize];
+            record.count = record.count.saturating_sub(1).max(record.row_count);
+            self.row_is_recounted(slot);
         }
     }
 
