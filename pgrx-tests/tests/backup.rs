@@ -268,27 +268,37 @@ fn dump_of_every_older_version_restores_to_the_same() {
     for old_tree in PgTree::old_from_env().unwrap() {
         let old = ClusterOptions::default().start_on(old_tree.clone()).unwrap();
         let (from, held, before) = furnished(&old);
-        // The newer pg_dump is the one to take; see `oldest_upgradable` in workers.rs for why it may not do.
-        let restored = [&tree, &old_tree].into_iter().find_map(|dumper| {
-            let dump = program_of(dumper, &old, "pg_dump", &["-Fp", &from.name], b"").unwrap();
-            let to = new.create_bare_database().unwrap();
-            let args = ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &to.name];
-            match program_of(&tree, &new, "psql", &args, &dump) {
-                Ok(_) => Some((to, dumper)),
-                Err(error) => {
-                    tell(&format!(
-                        "a dump of {} by {} is refused by {}:\n{error}",
-                        old_tree.version, dumper.version, tree.version
-                    ));
-                    assert!(error.contains("pg_attver"), "for another reason than the known one");
-                    None
+        // (how it is dumped, what restores it with which arguments)
+        let ways: [(&str, &str, &[&str]); 2] = [
+            ("-Fp", "psql", &["-X", "-q", "-v", "ON_ERROR_STOP=1"]),
+            ("-Fc", "pg_restore", &["--exit-on-error"]),
+        ];
+        for (format, restore, args) in ways {
+            // The newer pg_dump is the one to take; see `oldest_upgradable` in workers.rs for why it may not do.
+            let restored = [&tree, &old_tree].into_iter().find_map(|dumper| {
+                let dump = program_of(dumper, &old, "pg_dump", &[format, &from.name], b"").unwrap();
+                let to = new.create_bare_database().unwrap();
+                match program_of(&tree, &new, restore, &[args, &["-d", &to.name]].concat(), &dump) {
+                    Ok(_) => Some((to, dumper)),
+                    Err(error) => {
+                        tell(&format!(
+                            "a dump {format} of {} by {} is refused by {}: {}",
+                            old_tree.version,
+                            dumper.version,
+                            tree.version,
+                            error.lines().next().unwrap_or_default()
+                        ));
+                        assert!(error.contains("pg_attver"), "for another reason than the known one");
+                        None
+                    }
                 }
-            }
-        });
-        let (to, dumper) = restored.expect("one of both dumps can be restored");
-        let how = format!("from {} by pg_dump of {} into {}", old_tree.version, dumper.version, tree.version);
-        assert_restored(&to, &before, &held, &how);
-        tell(&how);
+            });
+            let (to, dumper) = restored.expect("one of both dumps can be restored");
+            let (from, by, into) = (&old_tree.version, &dumper.version, &tree.version);
+            let how = format!("from {from} by pg_dump {format} of {by} into {into}");
+            assert_restored(&to, &before, &held, &how);
+            tell(&how);
+        }
     }
 }
 

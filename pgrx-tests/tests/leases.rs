@@ -19,6 +19,11 @@ const FLUSH: &str = "2 s";
 /// More than stale rows lie before they are swept together.
 const SWEEP: &str = "11 s";
 
+/// Leases are written a minute after their read: nothing that a test does meanwhile takes as long.
+fn slow_flush() -> ClusterOptions {
+    ClusterOptions::default().set("pg_queue.lease_flush_interval", "1 min")
+}
+
 /// Reads with a lease of that length and returns when what it got, and nothing else of the queue, is written.
 #[track_caller]
 fn read_written(client: &mut Client, queue: &str, quantity: i64, timeout: &str) -> Vec<Delivery> {
@@ -53,7 +58,7 @@ fn in_transaction(database: &Database, sql: &str) -> Session {
 
 #[test]
 fn lease_is_written_once_it_outlives_the_interval() {
-    let cluster = ClusterOptions::default().set("pg_queue.lease_flush_interval", "1 min").start().unwrap();
+    let cluster = slow_flush().start().unwrap();
     let database = database_on(&cluster, &["q", "short"]);
     let mut client = session(&database);
     worker_pid(&database);
@@ -168,12 +173,12 @@ fn rows_that_are_not_needed_go() {
 
 // ---- What survives --------------------------------------------------------------------------------------------
 
-/// Messages of queue `q` and what is known of them when the server goes down.
+/// Messages of queue `q` and what is known of them when the server goes down, on a cluster of [`slow_flush`].
 struct Scene {
     /// Leases of an hour, all written: to be finished, extended, retried, and let go, the last of them, which is
     /// its second.
     leased: Vec<Delivery>,
-    /// Leased for an hour a moment ago.
+    /// Leased for an hour a moment ago, so not written, however long it takes until the server goes down.
     young: Delivery,
     /// Never delivered.
     ready: i64,
@@ -183,12 +188,12 @@ impl Scene {
     fn new(client: &mut Client) -> Self {
         let sent = send_many(client, "q", 6);
         let first = read_for(client, "q", 1, "1 s");
-        advance_clock(client, FLUSH);
+        advance_clock(client, "2 s");
         let mut leased = read_for(client, "q", 1, "1 h");
         assert_eq!(counts(&leased), [(first[0].msg_id, 2)]);
         leased.extend(read_for(client, "q", 3, "1 h"));
         leased.rotate_left(1);
-        advance_clock(client, FLUSH);
+        advance_clock(client, "61 s");
         wait_written(client, "q", &ids(&leased));
         let young = read_for(client, "q", 1, "1 h").remove(0);
         Self { leased, young, ready: sent[5] }
@@ -230,7 +235,7 @@ impl Scene {
 
 #[test]
 fn crash_and_restart_keep_written_leases() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = slow_flush().start().unwrap();
     let database = database_on(&cluster, &["q"]);
     for way in ["crash", "immediate", "fast"] {
         println!("{way}");
@@ -250,9 +255,9 @@ fn crash_and_restart_keep_written_leases() {
 
 #[test]
 fn promotion_keeps_written_leases() {
-    let primary = Cluster::start_new().unwrap();
+    let primary = slow_flush().start().unwrap();
     let database = database_on(&primary, &["q"]);
-    let standby = ClusterOptions::default().start_standby_of(&primary).unwrap();
+    let standby = slow_flush().start_standby_of(&primary).unwrap();
     let mut client = session(&database);
     let scene = Scene::new(&mut client);
     standby.wait_until_replayed(&primary);

@@ -2,12 +2,15 @@
 //! under hostile names. What surrounds the queues, not what they do.
 
 mod common;
+mod inventory;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use common::*;
+use inventory::{furnish, Inventory, Leases};
 use postgres::{Client, NoTls};
+use queue_tests::wait_points::advance_clock;
 use queue_tests::{wait_until, Cluster, ClusterOptions, Database, Session, StopMode};
 
 // ---- Installing ---------------------------------------------------------------------------------------------
@@ -157,12 +160,14 @@ fn refused_drop_database_leaves_its_worker_at_work() {
 
 #[test]
 fn database_made_from_a_template_with_queues_has_its_own() {
-    let cluster = queue_tests::shared_cluster();
-    let database = database_with(&["q"]);
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    furnish(&database);
     let mut client = session(&database);
     let sent = send_many(&mut client, "q", 3);
     let held = read_for(&mut client, "q", 1, "1 h");
-    worker_pid(&database);
+    wait_written(&mut client, "q", &ids(&held));
+    let before = Inventory::take(&mut client, Leases::Written);
     drop(client);
     let copy = format!("{}_copy", database.name);
     let mut admin = cluster.connect("postgres").unwrap();
@@ -172,16 +177,23 @@ fn database_made_from_a_template_with_queues_has_its_own() {
         admin.query(sql, &[&database.name]).unwrap().is_empty()
     });
     admin.batch_execute(&format!("CREATE DATABASE {copy} TEMPLATE {}", database.name)).unwrap();
-    let mut other = Session::from_client(cluster.connect(&copy).unwrap()).unwrap();
-    assert_eq!(drain(&mut other, "q"), sent, "the copy knows of no leases");
+    let copy = Database { cluster: &cluster, name: copy };
+    let mut other = session(&copy);
+    Inventory::take(&mut other, Leases::Written).assert_same(&before, "made from the template");
+    // A lease that is written is in the copy, too: its message is there for nobody until it ends.
+    assert_eq!(drain(&mut other, "q"), sent[1..]);
+    assert_eq!(state(&mut other, "q", sent[0]).as_deref(), Some("leased"));
     let mut client = session(&database);
     assert_eq!(ids(&read(&mut client, "q", 9)), sent[1..]);
     assert!(delete(&mut client, "q", &held[0]), "the template's lease runs on");
-    for name in [&database.name, &copy] {
-        wait_until("both have a worker", || find_worker(&mut admin, name).is_some());
-    }
-    drop(other);
-    admin.batch_execute(&format!("DROP DATABASE {copy} WITH (FORCE)")).unwrap();
+    assert_eq!(state(&mut other, "q", sent[0]).as_deref(), Some("leased"), "the copy's is another one");
+    worker_pid(&database);
+    worker_pid(&copy);
+    advance_clock(&mut other, "61 min");
+    let late = read_one(&mut other, "q");
+    assert_eq!((late.msg_id, late.count), (sent[0], 2));
+    assert!(delete(&mut other, "q", &late));
+    works(&copy);
 }
 
 #[test]

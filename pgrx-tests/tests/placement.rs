@@ -36,9 +36,14 @@ fn make_tablespace(cluster: &Cluster, name: &str) {
 fn queue_moves_to_another_tablespace_under_load() {
     let cluster = Cluster::start_new().unwrap();
     make_tablespace(&cluster, "elsewhere");
-    let database = database_on(&cluster, &["q"]);
-    let load = Load::start(&database);
+    let database = cluster.create_database().unwrap();
+    furnish(&database);
     let mut client = session(&database);
+    let kept = read_for(&mut client, "many", 3, "1 h");
+    wait_written(&mut client, "many", &sorted(ids(&kept)));
+    let whole = Inventory::take(&mut client, Leases::Written);
+    create(&mut client, &["q"]);
+    let load = Load::start(&database);
     let sent = send_many(&mut client, "q", 1_000);
     let held = read_for(&mut client, "q", 100, "1 h");
     let later = send_delayed(&mut client, "q", "1 h");
@@ -54,12 +59,13 @@ fn queue_moves_to_another_tablespace_under_load() {
             if round % 2 == 0 {
                 client
                     .batch_execute(&format!(
-                        "ALTER TABLE queue.q SET TABLESPACE {space}; ALTER TABLE queue.load SET TABLESPACE {space};
-                         ALTER TABLE queue_archive.load SET TABLESPACE {space};
-                         DO $$ DECLARE i regclass; BEGIN
-                             FOR i IN SELECT indexrelid FROM pg_index
-                                 WHERE indrelid IN ('queue.q'::regclass, 'queue.load'::regclass) LOOP
-                                 EXECUTE format('ALTER INDEX %s SET TABLESPACE {space}', i);
+                        "DO $$ DECLARE r record; BEGIN
+                             FOR r IN SELECT c.oid::regclass AS name, relkind FROM pg_class c
+                                 WHERE relkind IN ('r', 'i')
+                                   AND relnamespace IN ('queue'::regnamespace, 'queue_archive'::regnamespace) LOOP
+                                 EXECUTE format('ALTER %s %s SET TABLESPACE {space}',
+                                                CASE r.relkind WHEN 'r' THEN 'TABLE' ELSE 'INDEX' END, r.name);
+                                 COMMIT;
                              END LOOP;
                          END $$"
                     ))
@@ -87,6 +93,10 @@ fn queue_moves_to_another_tablespace_under_load() {
     assert_eq!(drain(&mut client, "q"), sent[100..]);
     assert!(held.iter().all(|delivery| delete(&mut client, "q", delivery)));
     load::check(&mut client);
+    client.batch_execute("SELECT queue_drop('q', true), queue_drop('load', true)").unwrap();
+    wait_written(&mut client, "many", &sorted(ids(&kept)));
+    Inventory::take(&mut client, Leases::Written).assert_same(&whole, "moved");
+    assert!(kept.iter().all(|delivery| delete(&mut client, "many", delivery)));
     assert!(!cluster.log().contains("could not read"));
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use common::*;
 use inventory::{copied, furnish, Inventory, Leases};
 use postgres::Client;
-use queue_tests::{wait_until, PgTree};
+use queue_tests::{skipped, wait_until, PgTree};
 
 /// The version that is built here.
 const NOW: &str = env!("CARGO_PKG_VERSION");
@@ -265,28 +265,29 @@ fn update_of_a_database_in_use_keeps_all_that_is_in_it() {
         client.query_one(sql, &[]).unwrap().get(0)
     };
     assert_eq!(version(&mut client), old);
-    // What the update itself changes is left out: a trigger, a column.
-    let parts = [
-        "settings",
-        "settings as they are kept",
-        "schedules",
-        "next ids",
-        "tables",
-        "columns",
-        "indexes",
-        "grants on tables",
-        "grants on schemas",
-        "rows of queue.many",
-        "rows of queue.strict",
-        "rows of queue_archive.\"Odd \"\"name\"\"\"",
-    ];
-    let before = Inventory::take(&mut client, Leases::Left);
+    wait_written(&mut client, "many", &sorted(ids(&held)));
+    let mut before = Inventory::take(&mut client, Leases::Written);
     client.batch_execute("ALTER EXTENSION pg_queue UPDATE").unwrap();
     assert_eq!(version(&mut client), NOW);
-    let after = Inventory::take(&mut client, Leases::Left);
-    for part in parts {
-        assert_eq!(after.part(part), before.part(part));
+    let mut after = Inventory::take(&mut client, Leases::Written);
+    // What the update itself changes: the version, a trigger, a column, functions.
+    before.change("extension", |line| line.replace(&old, NOW));
+    before.change("triggers", |line| match line.strip_suffix("\tO") {
+        Some(rest) if line.contains("TRIGGER pg_queue_schedule ") => format!("{rest}\tA"),
+        _ => line.to_owned(),
+    });
+    before.change("schedules as they are kept", |line| line.replace("\"note\": null, ", ""));
+    for inventory in [&mut before, &mut after] {
+        let changed = ["queue_health(", "queue_peek(", "queue_obsolete("];
+        inventory.change("grants on functions", |line| {
+            if changed.iter().any(|function| line.starts_with(function)) {
+                String::new()
+            } else {
+                line.to_owned()
+            }
+        });
     }
+    after.assert_same(&before, "updated");
     // Who waits waits on, and leases are those that they were.
     let sent = send(&mut client, "q", 1);
     let (mut reader, got) = joined(reading);
@@ -339,7 +340,7 @@ fn every_released_version_updates_to_what_a_fresh_install_has() {
         assert!(updates.iter().any(|(from, _, _)| from == version), "nothing updates version {version}");
     }
     if installs.is_empty() {
-        tell("NOT TESTED: updates from released versions, of which there are none: sql/ holds no pg_queue--*.sql");
+        skipped("updates from released versions", "there are none: sql/ holds no pg_queue--*.sql");
         return;
     }
     let cluster = queue_tests::shared_cluster();

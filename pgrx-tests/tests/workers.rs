@@ -20,7 +20,9 @@ use common::*;
 use inventory::{furnish, Inventory, Leases};
 use postgres::{Client, Error, NoTls};
 use queue_tests::wait_points::advance_clock;
-use queue_tests::{wait_until, wait_until_some, Cluster, ClusterOptions, Database, PgTree, Session, StopMode};
+use queue_tests::{
+    skipped, wait_until, wait_until_some, Cluster, ClusterOptions, Database, PgTree, Session, StopMode,
+};
 
 /// How long a statement may take that needs what a worker uses, and how long until a worker is there.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -753,10 +755,10 @@ fn oldest_upgradable(tree: &PgTree) -> PgTree {
         let new = upgrade_target(ClusterOptions::default().without_preload(), tree);
         match pg_upgrade(&old, &new) {
             Ok(_) => return old_tree,
-            Err(error) => tell(&format!(
-                "NOT TESTED: pg_upgrade from {} to {}, which fails without pg_queue, too:\n{error}",
-                old_tree.version, tree.version
-            )),
+            Err(error) => skipped(
+                &format!("pg_upgrade from {} to {}", old_tree.version, tree.version),
+                &format!("it fails without pg_queue, too: {}", error.lines().next().unwrap_or_default()),
+            ),
         }
     }
     panic!("pg_upgrade comes to {} from none of the versions at hand", tree.version)

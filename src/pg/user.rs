@@ -189,8 +189,8 @@ pub fn acting_as<R>(role: u32, f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Does `f`, which writes rows of `from` elsewhere. What a constraint that refuses one says of it is not shown to a
-/// caller who may not read `from`: Postgres would only ask whether whoever writes may.
+/// Does `f`, which writes rows of `from` elsewhere. What a constraint, an index or a generated column that refuses one
+/// says of it is not shown to a caller who may not read `from`: Postgres would only ask whether whoever writes may.
 pub fn hiding_rows<R>(from: u32, f: impl FnOnce() -> R) -> R {
     if has_rights(from, &[Right::Select]) {
         return f();
@@ -216,12 +216,17 @@ pub fn hiding_rows<R>(from: u32, f: impl FnOnce() -> R) -> R {
 
 /// Called by errfinish, for what is reported while [`hiding_rows`] runs.
 unsafe extern "C-unwind" fn hide_row(_arg: *mut std::ffi::c_void) {
-    // SAFETY: errfinish's callbacks may look at the error at hand, and add to it; the text has no format in it. What
-    // is no violated constraint is the owner's own words.
+    use pgrx::PgSqlErrorCode::{ERRCODE_DATA_EXCEPTION, ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION};
+    // SAFETY: errfinish's callbacks may look at the error at hand, and change it; the texts have no format in them.
+    // A violated constraint shows the row in its detail, a value that is not what an expression takes it for in the
+    // message itself. Everything else is the owner's own words.
     unsafe {
-        let is_constraint = pg_sys::geterrcode() & 0xfff // ERRCODE_TO_CATEGORY
-            == pgrx::PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32;
-        if is_constraint {
+        let category = pg_sys::geterrcode() & 0xfff; // ERRCODE_TO_CATEGORY
+        let is_data = category == ERRCODE_DATA_EXCEPTION as i32;
+        if is_data {
+            pg_sys::errmsg_internal(c"a row holds what an expression of its table cannot take".as_ptr());
+        }
+        if is_data || category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32 {
             pg_sys::errdetail_internal(c"The row is shown only to those who may read it.".as_ptr());
         }
     }

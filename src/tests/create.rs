@@ -59,21 +59,46 @@ mod tests {
 
     #[pg_test]
     fn create_by_position_takes_settings_in_the_documented_order() {
-        assert!(is(
-            "queue_create('q', '1 min', 3, '', '5 s', 3, '1 min', 0, '0', '0', 0, 'reject', '5 min', '0', \
-            false, true, false, true, true)"
-        ));
-        assert_eq!(
-            rows(
-                "SELECT visibility_timeout, max_deliveries, retry_delay, retry_backoff, retry_delay_max, \
-                retry_jitter, require_lease, unlogged FROM queue_list()"
-            ),
-            [json!({
-                "visibility_timeout": "00:01:00", "max_deliveries": 3, "retry_delay": "00:00:05",
-                "retry_backoff": 3, "retry_delay_max": "00:01:00", "retry_jitter": 0,
-                "require_lease": true, "unlogged": true,
-            })]
-        );
+        // Each has a value that no other has, and no default has; of the flags one at a time is true.
+        let built = "'1 min', 3, 'dead', '5 s', 4, '2 min', 0.75, '6 h', '7 days'";
+        let unbuilt = ["0", "'reject'", "'5 min'", "'0'", "false"];
+        run("SELECT queue_create('dead')");
+        for flag in ["require_lease", "durable_leases", "unlogged"] {
+            let given = |name: &str| (name == flag).to_string();
+            let flags = ["require_lease", "durable_leases", "unlogged"].map(given).join(", ");
+            assert!(is(&format!("queue_create('{flag}', {built}, {}, {flags}, false)", unbuilt.join(", "))));
+            let mut expected = json!({
+                "visibility_timeout": "00:01:00", "max_deliveries": 3, "dead_letter_queue": "dead",
+                "retry_delay": "00:00:05", "retry_backoff": 4, "retry_delay_max": "00:02:00", "retry_jitter": 0.75,
+                "message_ttl": "06:00:00", "archive_retention": "168:00:00",
+                "require_lease": false, "durable_leases": false, "unlogged": false,
+            });
+            expected[flag] = json!(true);
+            assert_eq!(
+                rows(&format!(
+                    "SELECT visibility_timeout, max_deliveries, dead_letter_queue, retry_delay, retry_backoff, \
+                    retry_delay_max, retry_jitter, message_ttl, archive_retention, require_lease, durable_leases, \
+                    unlogged FROM queue_list() WHERE queue = '{flag}'"
+                )),
+                [expected]
+            );
+        }
+        assert!(is(&format!(
+            "NOT queue_create('unlogged', {built}, {}, false, false, true, true)",
+            unbuilt.join(", ")
+        )));
+        // What is not built is told by its refusal.
+        for (position, setting, given) in [
+            (0, "max_length", "8"),
+            (1, "overflow", "'drop_oldest'"),
+            (2, "dedup_window", "'9 min'"),
+            (3, "priority_ageing", "'10 s'"),
+            (4, "group_fairness", "true"),
+        ] {
+            let mut unbuilt = unbuilt;
+            unbuilt[position] = given;
+            fails(&format!("SELECT queue_create('q', {built}, {})", unbuilt.join(", "))).is_unbuilt(setting);
+        }
     }
 
     #[pg_test]
@@ -168,7 +193,8 @@ mod tests {
         let said = notices(
             "SELECT queue_create('q', visibility_timeout => '1 min', max_deliveries => 1, \
             dead_letter_queue => 'dead', retry_delay => '2 s', retry_backoff => 3, retry_delay_max => '2 h', \
-            retry_jitter => 0, require_lease => true, unlogged => true, if_not_exists => true)",
+            retry_jitter => 0, message_ttl => '3 h', archive_retention => '4 h', require_lease => true, \
+            durable_leases => true, unlogged => true, if_not_exists => true)",
         );
         assert_eq!(said.len(), 1, "{said:?}");
         for setting in [
@@ -179,7 +205,10 @@ mod tests {
             "retry_backoff",
             "retry_delay_max",
             "retry_jitter",
+            "message_ttl",
+            "archive_retention",
             "require_lease",
+            "durable_leases",
             "unlogged",
         ] {
             assert!(said[0].contains(setting), "{setting}: {said:?}");

@@ -10,6 +10,7 @@ pub mod load;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::Read;
+use std::sync::Mutex;
 
 use postgres::Client;
 use queue_tests::Database;
@@ -56,10 +57,14 @@ impl Inventory {
         self
     }
 
-    /// The text of one part.
+    /// Rewrites each line of one part, where something is meant to have changed; a line that comes out empty is left
+    /// out.
     #[track_caller]
-    pub fn part(&self, of: &str) -> &str {
-        self.0.get(of).unwrap_or_else(|| panic!("no {of:?} in it"))
+    pub fn change(&mut self, of: &str, line: impl Fn(&str) -> String) {
+        let text = self.0.get_mut(of).unwrap_or_else(|| panic!("no {of:?} in it"));
+        let mut lines: Vec<String> = text.lines().map(line).filter(|line| !line.is_empty()).collect();
+        lines.sort_unstable();
+        *text = lines.join("\n");
     }
 
     /// Asserts that `self`, which came of `before` by way of `how`, is the same to the byte; says where it is not.
@@ -217,6 +222,12 @@ const LEASES: &str = "SELECT l.queue::regclass, msg_id, lease_id, delivery_count
 pub fn furnish(database: &Database) {
     crate::common::worker_pid(database); // durable leases need it
     let mut client = database.connect().unwrap();
+    {
+        // Tests of one process that share a cluster make them one at a time.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        client.batch_execute(ROLES).unwrap();
+    }
     client.batch_execute(FURNISHED).unwrap();
     // A retry, a dead letter, something archived by the way; all without leases that stay.
     client
@@ -245,12 +256,14 @@ pub fn furnish(database: &Database) {
         .unwrap();
 }
 
-const FURNISHED: &str = r#"
+const ROLES: &str = r#"
     DO $$ DECLARE r text; BEGIN
         FOREACH r IN ARRAY ARRAY['life_owner', 'life_app', 'life Odd "role"'] LOOP
             IF to_regrole(quote_ident(r)) IS NULL THEN EXECUTE format('CREATE ROLE %I', r); END IF;
         END LOOP;
-    END $$;
+    END $$"#;
+
+const FURNISHED: &str = r#"
     GRANT USAGE, CREATE ON SCHEMA queue TO life_owner;
     GRANT USAGE ON SCHEMA queue_catalog TO life_app;
     REVOKE EXECUTE ON FUNCTION queue_drop FROM PUBLIC;

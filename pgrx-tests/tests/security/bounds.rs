@@ -42,6 +42,10 @@ const REFUSED: &[(&str, &[&str])] = &[
             "queue_create('n', archive_retention => '36500 days 1 us')",
             "queue_alter('q', visibility_timeout => '999 us')",
             "queue_alter('q', max_deliveries => 1000001)",
+            "queue_alter('q', retry_delay => '-1 us')",
+            "queue_alter('q', retry_delay => '3650 days 1 us')",
+            "queue_alter('q', retry_delay_max => '-1 us')",
+            "queue_alter('q', retry_delay_max => '3650 days 1 us')",
             "queue_alter('q', retry_backoff => 'NaN')",
             "queue_alter('q', retry_jitter => 'Infinity')",
             "queue_alter('q', message_ttl => '-1 us')",
@@ -65,6 +69,13 @@ const REFUSED: &[(&str, &[&str])] = &[
             "queue_send_batch('q', '{1}', array[['1','2']]::jsonb[])",
             "queue_send_batch('q', '{}', '{1}')",
             "queue_send_batch('q', '{1}', delay => '-1 us')",
+            "queue_send_batch('q', '{1}', delay => '3650 days 1 us')",
+            "queue_send_batch('q', '{1}', delay => '0', deliver_at => now())",
+            "queue_send_batch('q', '{1}', deliver_at => 'infinity')",
+            "queue_send_batch('q', '{1}', deliver_at => '-infinity')",
+            "queue_send_batch('q', '{1}', ttl => '-1 us')",
+            "queue_send_batch('q', '{1}', ttl => '3650 days 1 us')",
+            "queue_send_batch('q', '{1}', ttl => '1 mon')",
             "queue_send_entries('q', '{}')",
             "queue_send_entries('q', 'null')",
             "queue_send_entries('q', '1')",
@@ -92,34 +103,60 @@ const REFUSED: &[(&str, &[&str])] = &[
             "queue_read_any(array_fill('q'::text, array[65]) || (SELECT array_agg('q' || n) FROM generate_series(1, 65) n))",
             "queue_read_any(array[['q','q'],['q','q']])",
             "queue_read_any('{q}', 0)",
+            "queue_read_any((SELECT array_agg('q' || n) FROM generate_series(1, 65) n))",
+            "queue_read_any('{q}', -1)",
+            "queue_read_any('{q}', 100001)",
+            "queue_read_any('{q}', visibility_timeout => '0')",
+            "queue_read_any('{q}', visibility_timeout => '365 days 1 us')",
+            "queue_read_any('{q}', wait => '1 day 1 us')",
+            "queue_read_any('{q}', wait => '1 mon')",
             "queue_read_any('{q}', wait => '-1 us')",
             "queue_pop('q', 0)",
+            "queue_pop('q', -1)",
             "queue_pop('q', 100001)",
             "queue_delete_batch('q', array[[1,2],[3,4]]::bigint[])",
             "queue_delete_batch('q', array_fill(1::bigint, array[100001]))",
             "queue_delete_batch('q', '{1,2}', '{1}')",
             "queue_archive_batch('q', array[[1]]::bigint[] || array[[2]]::bigint[])",
+            "queue_archive_batch('q', array_fill(1::bigint, array[100001]))",
+            "queue_archive_batch('q', '{1}', '{1,2}')",
             "queue_delete_and_read('q', '{1}', '{1,2}')",
             "queue_delete_and_read('q', '{1}', quantity => 0)",
             "queue_delete_and_read('q', '{1}', visibility_timeout => '0')",
+            "queue_delete_and_read('q', '{1}', quantity => -1)",
+            "queue_delete_and_read('q', '{1}', quantity => 100001)",
+            "queue_delete_and_read('q', '{1}', visibility_timeout => '365 days 1 us')",
+            "queue_delete_and_read('q', '{1}', visibility_timeout => '1 mon')",
+            "queue_delete_and_read('q', array_fill(1::bigint, array[100001]))",
             "queue_retry('q', 3, delay => '-1 us')",
             "queue_retry('q', 3, delay => '3650 days 1 us')",
             "queue_retry('q', 3, delay => '1 mon')",
             "queue_release('q', '{3}', delay => '-1 us')",
+            "queue_release('q', '{3}', delay => '3650 days 1 us')",
+            "queue_release('q', '{3}', delay => '1 mon')",
+            "queue_release('q', array_fill(1::bigint, array[100001]))",
             "queue_release('q', '{3}', '{1,2}')",
             "queue_extend('q', 3, visibility_timeout => '0')",
             "queue_extend('q', 3, visibility_timeout => '365 days 1 us')",
             "queue_extend_batch('q', array[[3,3],[3,3]]::bigint[])",
+            "queue_extend_batch('q', array_fill(1::bigint, array[100001]))",
+            "queue_extend_batch('q', '{3}', '{1,2}')",
+            "queue_extend_batch('q', '{3}', visibility_timeout => '0')",
+            "queue_extend_batch('q', '{3}', visibility_timeout => '365 days 1 us')",
+            "queue_extend_batch('q', '{3}', visibility_timeout => '1 mon')",
             "queue_peek('q', 0)",
             "queue_peek('q', 100001)",
             "queue_peek('q', state => '')",
             "queue_peek('q', state => 'READY')",
             "queue_peek('q', msg_ids => array[[1,2],[3,4]]::bigint[])",
+            "queue_peek('q', msg_ids => array_fill(1::bigint, array[100001]))",
             "queue_redrive('q', 0)",
             "queue_redrive('q', -1)",
             "queue_redrive('q', target => 'q')",
+            "queue_redrive('q', msg_ids => array_fill(1::bigint, array[100001]))",
             "queue_unarchive('q', 0)",
             "queue_unarchive('q', -9223372036854775808)",
+            "queue_unarchive('q', msg_ids => array_fill(1::bigint, array[100001]))",
             "queue_schedule('q', '', '1 h', '1')",
             "queue_schedule('q', repeat('x', 201), '1 h', '1')",
             "queue_schedule('q', 'n', '', '1')",
@@ -192,6 +229,20 @@ const REFUSED: &[(&str, &[&str])] = &[
             "queue_schedule('q', 'n', '1 h', NULL)",
             "queue_unschedule('q', NULL)",
             "queue_schedule_pause(NULL, 's')",
+            "queue_revoke(NULL, 'public', 'send')",
+            "queue_delete_batch(NULL, '{1}')",
+            "queue_archive(NULL, 1)",
+            "queue_archive_batch(NULL, '{1}')",
+            "queue_delete_and_read(NULL, '{1}')",
+            "queue_retry(NULL, 1)",
+            "queue_reject(NULL, 1)",
+            "queue_release(NULL, '{1}')",
+            "queue_extend(NULL, 1)",
+            "queue_extend_batch(NULL, '{1}')",
+            "queue_cancel(NULL, 1)",
+            "queue_schedule(NULL, 'n', '1 h', '1')",
+            "queue_unschedule(NULL, 's')",
+            "queue_schedule_pause('q', NULL)",
         ],
     ),
     (
@@ -243,6 +294,9 @@ const TAKEN: &[&str] = &[
     "queue_read('a', 1, '365 days', '0')",
     "queue_read('a', NULL, NULL, NULL, NULL, NULL)",
     "queue_read_any('[7:7]={a}')",
+    "queue_read_any(array_fill('a'::text, array[65]))",
+    "generate_series(1, 64) n, queue_create('any' || n)",
+    "queue_read_any((SELECT array_agg('any' || n) FROM generate_series(1, 64) n), 100000, '365 days', '0')",
     "queue_pop('b', 100000)",
     "queue_delete('a', 9223372036854775807)",
     "queue_delete('a', -9223372036854775808, -9223372036854775808)",
@@ -277,15 +331,20 @@ const INFINITE: &[&str] = &[
     "queue_alter('q', archive_retention => '$')",
     "queue_send('q', '1', delay => '$')",
     "queue_send('q', '1', ttl => '$')",
+    "queue_alter('q', retry_delay => '$')",
+    "queue_alter('q', retry_delay_max => '$')",
     "queue_send_batch('q', '{1}', delay => '$')",
+    "queue_send_batch('q', '{1}', ttl => '$')",
     "queue_send_entries('q', '[{\"message\": 1, \"delay\": \"$\"}]')",
     "queue_read('q', visibility_timeout => '$')",
     "queue_read('q', wait => '$')",
     "queue_read_any('{q}', wait => '$')",
+    "queue_read_any('{q}', visibility_timeout => '$')",
     "queue_delete_and_read('q', '{}', visibility_timeout => '$')",
     "queue_retry('q', 3, delay => '$')",
     "queue_release('q', '{3}', delay => '$')",
     "queue_extend('q', 3, visibility_timeout => '$')",
+    "queue_extend_batch('q', '{3}', visibility_timeout => '$')",
     "queue_schedule('q', 'n', '$', '1')",
 ];
 
@@ -296,10 +355,12 @@ fn arguments_out_of_bounds_are_refused_and_change_nothing() {
     send_many(&mut client, "q", 3);
     client.batch_execute("UPDATE queue.q SET visible_at = now() + interval '1 h' WHERE msg_id < 3").unwrap();
     assert_eq!(ids(&read_for(&mut client, "q", 3, "1 h")), [3]);
+    wait_written(&mut client, "q", &[3]);
     let before = picture(&mut client);
     for (code, calls) in REFUSED {
         for call in *calls {
             let result = client.batch_execute(&format!("SELECT * FROM {call}"));
+            assert!(result.is_err(), "{call}");
             assert_eq!(common::code(result), *code, "{call}");
         }
     }
@@ -317,9 +378,19 @@ fn arguments_out_of_bounds_are_refused_and_change_nothing() {
         ("22023", "queue_wait('{}', '0')"),
         ("22023", "queue_wait('{q}', '-1 us')"),
         ("22023", "queue_wait('{q}', '1 day 1 us')"),
+        ("22023", "queue_wait('{q}', '1 mon')"),
+        (
+            "22023",
+            &format!(
+                "queue_wait('{{{}}}', '0')",
+                (1..=65).map(|n| n.to_string()).collect::<Vec<_>>().join(",")
+            ),
+        ),
         ("42704", "queue_wait('{none}', '0')"),
     ] {
-        assert_eq!(common::code(client.batch_execute(&format!("CALL {call}"))), code, "{call}");
+        let result = client.batch_execute(&format!("CALL {call}"));
+        assert!(result.is_err(), "{call}");
+        assert_eq!(common::code(result), code, "{call}");
     }
     assert_eq!(picture(&mut client), before);
 }
@@ -427,6 +498,7 @@ fn trigger_of_ours_on_a_table_of_somebody_elses_changes_no_queue() {
     let role = make_role(&mut client, &database, "forger");
     let sent = send_many(&mut client, "q", 3);
     assert_eq!(ids(&read_for(&mut client, "q", 1, "1 h")), sent[..1]);
+    wait_written(&mut client, "q", &sent[..1]);
     let before = picture(&mut client);
     client
         .batch_execute(&format!(

@@ -56,6 +56,53 @@ fn errors_of_constraints_show_no_row_to_who_may_not_read_it() {
     assert!(told.contains("-777"), "{told}");
 }
 
+/// What an owner's generated column, index, constraint or default makes of a message may fail with the message's words.
+#[test]
+fn errors_of_expressions_show_no_row_to_who_may_not_read_it() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    let role = make_role(&mut client, &database, "blind");
+    client
+        .batch_execute(&format!(
+            "SELECT queue_create('q', dead_letter_queue => 'dead');
+             SELECT queue_send('q', '\"{SECRET}\"') FROM generate_series(1, 4);
+             SELECT queue_archive('q', 4), queue_reject('q', 3);
+             GRANT DELETE, TRUNCATE, INSERT ON queue.q TO {role};
+             GRANT DELETE, TRUNCATE ON queue.dead TO {role}"
+        ))
+        .unwrap();
+    // (what the error names, the SQLSTATE)
+    for (expression, state) in [
+        ("((message #>> '{}')::int)", "22P02"),
+        ("((message #>> '{}')::json ->> 0)", "22P02"), // whose context quotes the text, too
+        ("((message #>> '{}')::timestamptz)", "22007"),
+    ] {
+        // In a new archive, then in a new queue: what is there already does not fit.
+        for (table, calls) in [
+            ("queue_archive.q", &["queue_archive('q', 1)", "queue_archive_batch('q', '{1}')"]),
+            ("queue.q", &["queue_unarchive('q')", "queue_redrive('dead')"]),
+        ] {
+            let function =
+                "CREATE OR REPLACE FUNCTION public.of(message jsonb) RETURNS text IMMUTABLE LANGUAGE sql";
+            let index = format!("CREATE INDEX broken ON {table} (public.of(message))");
+            client
+                .batch_execute(&format!("{function} RETURN '1'; {index}; {function} RETURN {expression}"))
+                .unwrap();
+            for call in calls {
+                let fails = |client: &mut Client| said(client.batch_execute(&format!("SELECT {call}")));
+                let told = as_role(&mut client, &role, fails);
+                assert!(told.contains(state) && !told.contains("s3cr3t"), "{expression}, {call}: {told}");
+                assert!(told.contains("The row is shown only to those who may read it."), "{call}: {told}");
+                // One who may read it is told what is wrong, as ever.
+                let told = fails(&mut client);
+                assert!(told.contains(state) && told.contains("s3cr3t"), "{expression}, {call}: {told}");
+            }
+            let schema = table.split('.').next().unwrap();
+            client.batch_execute(&format!("DROP INDEX {schema}.broken")).unwrap();
+        }
+    }
+}
+
 #[test]
 fn errors_caught_by_the_caller_show_no_row_either() {
     let database = database_with(&["q"]);

@@ -51,8 +51,9 @@ pub fn is_superuser(client: &mut Client, role: &str) -> bool {
     client.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = $1", &[&role]).unwrap().get(0)
 }
 
-/// All that a call could have changed: every queue's rows, archive and place in the dispatcher, the settings and
-/// schedules, the tables and who may use them.
+/// All that a call could have changed: every queue's rows, archive, next id and place in the dispatcher, the settings and
+/// schedules, what is written of leases and of prepared transactions, the tables and who may use them. The worker writes
+/// a lease down when it is a second old: wait for that before the first picture.
 pub fn picture(client: &mut Client) -> String {
     let queues: Vec<String> = client
         .query(
@@ -66,6 +67,14 @@ pub fn picture(client: &mut Client) -> String {
     let mut parts = vec![
         "SELECT string_agg(q::text, E'\\n' ORDER BY q.queue::oid) FROM queue_catalog.queue q".to_owned(),
         "SELECT string_agg(s::text, E'\\n' ORDER BY s.queue::oid, s.name) FROM queue_catalog.schedule s".to_owned(),
+        "SELECT string_agg(p::text, E'\\n' ORDER BY p::text) FROM queue_catalog.prepared p".to_owned(),
+        // Without the counts of reads that rolled back, which the dispatcher has, too.
+        "SELECT string_agg(l::text, E'\\n' ORDER BY l.queue::oid, l.msg_id) FROM queue_catalog.lease l \
+         WHERE until IS NOT NULL"
+            .to_owned(),
+        "SELECT string_agg(format('%s %s', sequencename, last_value), E'\\n' ORDER BY sequencename) \
+         FROM pg_sequences WHERE schemaname IN ('queue', 'queue_archive')"
+            .to_owned(),
         "SELECT string_agg(format('%s %s %s %s', relname, relowner, relacl, relfilenode), E'\\n' ORDER BY oid) \
          FROM pg_class WHERE relnamespace IN ('queue'::regnamespace, 'queue_archive'::regnamespace)"
             .to_owned(),
@@ -81,5 +90,7 @@ pub fn picture(client: &mut Client) -> String {
              FROM queue_peek('{literal}', 1000)"
         ));
     }
-    parts.iter().map(|part| text(client, part) + "\n").collect()
+    // In one statement, since tests look often.
+    let parts: Vec<String> = parts.iter().map(|part| format!("coalesce(({part}), 'none')")).collect();
+    text(client, &format!("concat_ws(E'\\n', {})", parts.join(", ")))
 }
