@@ -56,6 +56,7 @@ pub enum Verb {
     Alter,
     Begin,
     End,
+    Prepare,
     Savepoint,
     RollbackTo,
     ReleaseSavepoint,
@@ -63,7 +64,7 @@ pub enum Verb {
 }
 
 /// How often each comes, relative to the others.
-const WEIGHTS: [(Verb, usize); 29] = [
+pub const WEIGHTS: [(Verb, usize); 30] = [
     (Verb::Send, 10),
     (Verb::SendBatch, 3),
     (Verb::SendEntries, 3),
@@ -87,11 +88,12 @@ const WEIGHTS: [(Verb, usize); 29] = [
     (Verb::Redrive, 4),
     (Verb::Unarchive, 3),
     (Verb::Alter, 3),
-    (Verb::Begin, 9),
+    (Verb::Begin, 16),
     (Verb::End, 9),
-    (Verb::Savepoint, 6),
-    (Verb::RollbackTo, 5),
-    (Verb::ReleaseSavepoint, 2),
+    (Verb::Prepare, 6),
+    (Verb::Savepoint, 12),
+    (Verb::RollbackTo, 10),
+    (Verb::ReleaseSavepoint, 4),
     (Verb::Advance, 8),
 ];
 
@@ -108,7 +110,7 @@ pub struct Step {
 pub fn steps(seed: u64, sessions: usize) -> Vec<Step> {
     let mut rng = Rng::new(seed);
     let sum = WEIGHTS.iter().map(|(_, weight)| weight).sum();
-    let len = 10 + rng.below(50);
+    let len = 10 + rng.below(60);
     (0..len)
         .map(|_| {
             let mut at = rng.below(sum);

@@ -16,8 +16,6 @@ pub struct Asked {
     pub queue: usize,
     pub quantity: usize,
     pub lease: Time,
-    /// It may not load: a transaction with an id.
-    pub has_id: bool,
 }
 
 impl World {
@@ -33,15 +31,31 @@ impl World {
     }
 
     /// What must be given of a queue, if enough is asked for.
-    fn due(&self, s: usize, queue: usize, has_id: bool) -> Vec<Key> {
+    fn due(&self, s: usize, queue: usize) -> Vec<Key> {
         let keys = self.model.keys(queue).into_iter();
-        keys.filter(|key| self.model.readable(s, *key, has_id).1).collect()
+        keys.filter(|key| self.model.readable(s, *key).1).collect()
+    }
+
+    /// In which order a read gives messages: its transaction's own come last, all by id. `None`: it may not be tracked.
+    fn place(&self, s: usize, key: Key) -> Option<(bool, i64)> {
+        let m = &self.model.messages[&key];
+        (!m.is_late && !self.is_small).then_some((m.sent_by == Some(s), key.1))
+    }
+
+    /// Whether what is held of a queue leaves room for what is ready, by what a queue is promised.
+    fn has_room(&self, queue: usize) -> bool {
+        let held = |key: &Key| {
+            let m = &self.model.messages[key];
+            m.lease.is_some() || m.pin.is_some() || m.count > 0 || m.row.due.is_some()
+        };
+        !self.is_small || self.model.keys(queue).iter().filter(|key| held(key)).count() < 128
     }
 
     /// Deliveries of one queue: each is allowed, and all that must be are there.
     pub fn delivered(&mut self, s: usize, asked: &Asked, lines: &[Line]) -> Checked<Vec<Key>> {
-        let mut due = self.due(s, asked.queue, asked.has_id);
-        let mut given = Vec::new();
+        let mut due = self.due(s, asked.queue);
+        let (mut given, mut last) = (Vec::new(), None);
+        self.model.sessions[s].has_read = true;
         for line in lines {
             let (id, lease, count, n) = (int(&line[0])?, int(&line[1])?, int(&line[2])?, int(&line[3])?);
             let key = (asked.queue, id);
@@ -51,7 +65,7 @@ impl World {
             let Some(m) = self.model.messages.get(&key).filter(|m| m.n == n) else {
                 return Err(format!("message {key:?} (number {n}) was delivered and should not be there"));
             };
-            if !self.model.readable(s, key, asked.has_id).0 {
+            if !self.model.readable(s, key).0 {
                 return Err(format!("message {key:?} must not be delivered now ({}): {m:?}", self.model.now));
             }
             if count != i64::from(m.count) + 1 {
@@ -63,6 +77,11 @@ impl World {
             if !self.is_ahead(&line[6], asked.lease) {
                 return Err(format!("lease ends in {:?} s, not in {} units", line[6], asked.lease));
             }
+            let place = self.place(s, key);
+            if place.is_some() && last > place {
+                return Err(format!("message {key:?} after {last:?}"));
+            }
+            last = place.or(last);
             self.lease_is_new(key, lease)?;
             self.model.take(s, key, lease, asked.lease);
             due.retain(|other| *other != key);
@@ -71,12 +90,17 @@ impl World {
         if lines.len() > asked.quantity {
             return Err(format!("{} messages, {} were asked for", lines.len(), asked.quantity));
         }
+        if let Some(passed) =
+            due.iter().find(|key| self.place(s, **key).is_some_and(|place| Some(place) < last))
+        {
+            return Err(format!("message {passed:?} is due, and {last:?} was given before it"));
+        }
         self.reads += 1;
-        if lines.len() < asked.quantity && !due.is_empty() {
+        if lines.len() < asked.quantity && !due.is_empty() && self.has_room(asked.queue) {
             // While the worker scans for what is due, a reader does without: that is rare, and the next one gets it.
             self.short_reads += 1;
             self.trace.push(format!("   (short: {due:?} are due)"));
-        } else if lines.len() < asked.quantity && !asked.has_id {
+        } else if lines.len() < asked.quantity {
             self.model.is_loaded(asked.queue);
         }
         Ok(given)
@@ -106,8 +130,7 @@ impl World {
         let timeout = or_null(given.map(seconds));
         let sql = format!("SELECT {columns} FROM queue_read('{}', {quantity}, {timeout})", QUEUES[queue]);
         let lines = self.ask(s, &sql)?;
-        let has_id = self.model.sessions[s].has_id;
-        self.delivered(s, &Asked { queue, quantity, lease, has_id }, &lines)
+        self.delivered(s, &Asked { queue, quantity, lease }, &lines)
     }
 
     pub fn read_any(&mut self, s: usize, rng: &mut Rng) -> Checked {
@@ -125,7 +148,6 @@ impl World {
             seconds(lease),
         );
         let lines = self.ask(s, &sql)?;
-        let has_id = self.model.sessions[s].has_id;
         let mut left = quantity;
         for (place, queue) in queues.into_iter().enumerate() {
             let of_it: Vec<Line> =
@@ -136,7 +158,7 @@ impl World {
             } else {
                 left
             };
-            self.delivered(s, &Asked { queue, quantity, lease, has_id }, &of_it)?;
+            self.delivered(s, &Asked { queue, quantity, lease }, &of_it)?;
             left = quantity - of_it.len();
             if left == 0 {
                 break;
@@ -158,7 +180,7 @@ impl World {
         let sql = format!("SELECT {} FROM queue_pop('{}', {quantity})", columns(self), QUEUES[queue]);
         let lines = self.ask(s, &sql)?;
         let lease = self.model.policies[queue].lease;
-        for key in self.delivered(s, &Asked { queue, quantity, lease, has_id: true }, &lines)? {
+        for key in self.delivered(s, &Asked { queue, quantity, lease }, &lines)? {
             self.model.pin(s, key, Then::Finish);
         }
         self.model.sessions[s].has_id = true;
@@ -195,7 +217,7 @@ impl World {
             .collect();
         self.finished(s, &call, &finished, false)?;
         self.model.sessions[s].has_id = true;
-        self.delivered(s, &Asked { queue, quantity, lease, has_id: true }, &lines)?;
+        self.delivered(s, &Asked { queue, quantity, lease }, &lines)?;
         self.done(s);
         Ok(())
     }

@@ -168,7 +168,8 @@ impl World {
         let m = &self.model.messages[&key];
         let is_free =
             m.is_seen_by(s) && [None, Some(s)].contains(&m.locked_by) && [None, Some(s)].contains(&m.pin);
-        (is_free && !self.model.is_limbo(key)).then_some(key)
+        let is_seen = self.model.sessions[s].snapshot.is_none() || m.born_at.is_some();
+        (is_free && is_seen && !self.model.is_limbo(key)).then_some(key)
     }
 
     pub fn update(&mut self, s: usize, rng: &mut Rng) -> Checked {
@@ -181,13 +182,36 @@ impl World {
             or_null(due.map(|due| self.wall(due))),
             key.1
         );
-        if self.ask(s, &sql)?.len() != 1 {
-            return Err("no row was updated".into());
+        if !self.changed_one(s, key, &sql)? {
+            return Ok(());
         }
         let row = Row { due, ..self.model.messages[&key].row_seen_by(s).clone() };
         self.model.change(s, key, Some(row));
         self.changed(s, queue);
         Ok(())
+    }
+
+    /// Runs what changes one row. Above READ COMMITTED a transaction does not see what was sent since, and does not change
+    /// what was changed since: whether it has.
+    fn changed_one(&mut self, s: usize, key: Key, sql: &str) -> Checked<bool> {
+        let m = &self.model.messages[&key];
+        let (born_at, changed_at) = (m.born_at.unwrap_or(0), m.changed_at);
+        let snapshot = self.model.sessions[s].snapshot.filter(|_| m.sent_by != Some(s)).unwrap_or(u64::MAX);
+        match self.run(s, sql)? {
+            Ok(lines) if lines.len() == 1 && changed_at <= snapshot => Ok(true),
+            Ok(lines) if lines.is_empty() && born_at > snapshot => {
+                self.model.sessions[s].has_id = true;
+                Ok(false)
+            }
+            Err(code) if code == "40001" && born_at <= snapshot && changed_at > snapshot => {
+                self.model.fail(s);
+                Ok(false)
+            }
+            answer => Err(format!(
+                "{answer:?} of a change of {key:?} (snapshot {snapshot}): {m:?}",
+                m = self.model.messages[&key]
+            )),
+        }
     }
 
     fn changed(&mut self, s: usize, queue: usize) {
@@ -200,8 +224,8 @@ impl World {
         let queue = rng.below(QUEUES.len());
         let Some(key) = self.changeable(s, rng, queue) else { return Ok(()) };
         let sql = format!("DELETE FROM queue.{} WHERE msg_id = {} RETURNING msg_id", QUEUES[queue], key.1);
-        if self.ask(s, &sql)?.len() != 1 {
-            return Err("no row was deleted".into());
+        if !self.changed_one(s, key, &sql)? {
+            return Ok(());
         }
         self.model.change(s, key, None);
         self.deleted.insert(key);
@@ -215,7 +239,8 @@ impl World {
         let keys: Vec<Key> = self.model.keys(queue).into_iter().collect();
         // What the worker moves here or from here meanwhile would be counted or not.
         let races = self.has_limbo(queue) || queue == DEAD && self.has_limbo(0);
-        if races || keys.iter().any(|key| is_in_the_way(&self.model.messages[key])) {
+        let is_blind = self.model.sessions[s].snapshot.is_some(); // to what was sent since
+        if races || is_blind || keys.iter().any(|key| is_in_the_way(&self.model.messages[key])) {
             return Ok(());
         }
         let there: Vec<Key> = keys.into_iter().filter(|key| self.model.messages[key].is_seen_by(s)).collect();

@@ -61,7 +61,8 @@ impl World {
 
     pub fn unarchive(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
-        if self.has_limbo(queue) {
+        // An archive is moved by a statement, which sees what its transaction sees.
+        if self.has_limbo(queue) || self.model.sessions[s].snapshot.is_some() {
             return Ok(());
         }
         let quantity = rng.chance(60).then(|| 1 + rng.below(3));
@@ -255,6 +256,7 @@ impl World {
                 self.end(s, rng.chance(50))?;
             }
         }
+        self.end_all_prepared(rng)?;
         self.look(SESSIONS)?;
         self.settle()?;
         for queue in 0..QUEUES.len() {

@@ -3,6 +3,7 @@
 //! open: which of the messages that may come did.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use postgres::{Client, SimpleQueryMessage};
@@ -18,14 +19,20 @@ pub type Line = Vec<Option<String>>;
 /// A step takes no longer than this, nor do all of a sequence together, for else real time would blur the model's.
 const SLOW: Duration = Duration::from_secs(8);
 
+static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+
 pub struct World {
     pub clients: Vec<Client>,
     pub model: Model,
     /// What the clocks were shifted by so far, seconds.
     pub shift_s: i64,
+    /// The dispatcher has not room for all there is.
+    pub is_small: bool,
     /// What was sent to the server in this sequence.
     pub trace: Vec<String>,
     pub next_n: i64,
+    /// Unlike any other's on this server.
+    name: String,
     lease_ids: HashSet<i64>,
     /// Leases of this sequence, ended ones too.
     pub leases: HashMap<Key, Vec<i64>>,
@@ -118,7 +125,7 @@ pub fn source(value: &Option<Value>) -> Option<&str> {
 impl World {
     /// `clients`: one for each session and one more, in a database with the three queues in it, all empty; `shift_s`:
     /// what the server's clocks are shifted by already.
-    pub fn new(clients: Vec<Client>, shift_s: i64) -> World {
+    pub fn new(clients: Vec<Client>, is_small: bool, shift_s: i64) -> World {
         assert_eq!(clients.len(), SESSIONS + 1);
         World {
             clients,
@@ -127,13 +134,16 @@ impl World {
                 messages: Default::default(),
                 archive: Default::default(),
                 next_archived: 0,
+                commits: 0,
                 policies: [PLAIN; QUEUES.len()],
-                sessions: (0..SESSIONS + 1).map(|_| Session::default()).collect(),
+                sessions: (0..SESSIONS + 1 + PREPARED).map(|_| Session::default()).collect(),
                 phantoms: Vec::new(),
             },
             shift_s,
+            is_small,
             trace: Vec::new(),
             next_n: 0,
+            name: NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string(),
             lease_ids: HashSet::new(),
             leases: HashMap::new(),
             deleted: HashSet::new(),
@@ -274,7 +284,9 @@ impl World {
         }
         let row = Row { due: None, expires: None, error, headers: has.clone() };
         self.model.messages.remove(&key);
-        self.model.messages.insert((DEAD, id), Message::new(n, row, None));
+        let mut letter = Message::new(n, row, None);
+        letter.born_at = None;
+        self.model.messages.insert((DEAD, id), letter);
         Ok(())
     }
 
@@ -431,10 +443,9 @@ impl World {
             Verb::Redrive => self.redrive(s, rng)?,
             Verb::Unarchive => self.unarchive(s, rng)?,
             Verb::Alter if !is_open => self.alter(s, rng)?,
-            Verb::Begin if !is_open => {
-                self.ask(s, "BEGIN")?;
-                self.model.sessions[s].is_open = true;
-            }
+            Verb::Begin if !is_open => self.open(s, rng)?,
+            Verb::Prepare if is_open => self.prepare(s)?,
+            Verb::Prepare => self.end_prepared(s, rng)?,
             Verb::End if is_open => self.end(s, rng.chance(65))?,
             Verb::Savepoint if is_open && self.model.sessions[s].saves.len() < 4 => {
                 let place = self.model.sessions[s].saves.len();
@@ -457,6 +468,86 @@ impl World {
         }
         if self.trace.len() > before {
             *self.ran.entry(verb).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        // Of two that are serializable Postgres may refuse one, where it likes.
+        let is_alone = self.model.sessions.iter().all(|session| !session.is_serializable);
+        let level = match rng.below(10) {
+            0 | 1 => " ISOLATION LEVEL REPEATABLE READ",
+            2 | 3 if is_alone => " ISOLATION LEVEL SERIALIZABLE",
+            _ => "",
+        };
+        self.ask(s, &format!("BEGIN{level}"))?;
+        self.model.sessions[s].is_open = true;
+        if !level.is_empty() {
+            self.ask(s, "SELECT 1")?; // its snapshot
+            self.model.sessions[s].snapshot = Some(self.model.commits);
+            self.model.sessions[s].is_serializable = level.ends_with("SERIALIZABLE");
+        }
+        Ok(())
+    }
+
+    fn gid(&self, place: usize) -> String {
+        format!("{}-{place}", self.name)
+    }
+
+    /// Prepares the open transaction: refused if it has a lease, or has finished or named anything.
+    fn prepare(&mut self, s: usize) -> Checked {
+        let Some(place) = (0..PREPARED).find(|place| !self.model.sessions[SESSIONS + 1 + place].is_open) else {
+            return Ok(());
+        };
+        let refusal = self.model.is_preparable(s);
+        let may_be_refused = self.model.sessions[s].has_read || !self.deleted.is_empty();
+        let sql = format!("PREPARE TRANSACTION '{}'", self.gid(place));
+        match (self.run(s, &sql)?, refusal) {
+            (Ok(_), Some(true)) | (Ok(_), None) => self.model.prepare(s, SESSIONS + 1 + place),
+            (Err(code), Some(false)) | (Err(code), None) if code == "0A000" => self.model.rollback(s),
+            (Err(code), Some(true)) if code == "0A000" && may_be_refused => self.model.rollback(s),
+            (answer, _) => return Err(format!("PREPARE TRANSACTION gave {answer:?}, and it may: {refusal:?}")),
+        }
+        Ok(())
+    }
+
+    fn end_prepared(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let there = (0..PREPARED).find(|place| self.model.sessions[SESSIONS + 1 + place].is_open);
+        let Some(place) = there else { return Ok(()) };
+        let does_commit = rng.chance(65);
+        let verb = if does_commit { "COMMIT" } else { "ROLLBACK" };
+        self.ask(s, &format!("{verb} PREPARED '{}'", self.gid(place)))?;
+        if does_commit {
+            self.model.commit(SESSIONS + 1 + place);
+            // The worker is told, and others find what it was sent only after it has looked.
+            let begun = Instant::now();
+            let len = self.trace.len();
+            while self.value(SESSIONS, "SELECT count(*) FROM queue_catalog.prepared")?.as_deref() != Some("0") {
+                if begun.elapsed() > Duration::from_secs(5) {
+                    return Err("the worker does not look for what was prepared".into());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                self.trace.truncate(len);
+            }
+            std::thread::sleep(Duration::from_millis(2)); // from its commit until it has said so
+        } else {
+            self.model.rollback(SESSIONS + 1 + place);
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing prepared behind: it would keep the database.
+    pub fn forget_prepared(&mut self) {
+        for place in 0..PREPARED {
+            let sql = format!("ROLLBACK PREPARED '{}'", self.gid(place));
+            drop(self.clients[SESSIONS].simple_query(&sql));
+        }
+    }
+
+    /// Ends what is prepared.
+    pub fn end_all_prepared(&mut self, rng: &mut Rng) -> Checked {
+        for _ in 0..PREPARED {
+            self.end_prepared(0, rng)?;
         }
         Ok(())
     }
