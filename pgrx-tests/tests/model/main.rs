@@ -92,6 +92,7 @@ fn run(world: &mut World, seed: u64, steps: &[Step]) -> Checked {
     let mut rng = Rng::new(!seed);
     world.begin();
     world.set_up(&mut rng)?;
+    world.fill()?;
     for step in steps {
         world.step(*step).map_err(|what| format!("{step:?}: {what}"))?;
     }

@@ -77,6 +77,7 @@ pub struct Policy {
     pub retry_delay: Time,
     pub backoff: i64,
     pub require_lease: bool,
+    pub is_durable: bool,
     pub paused: bool,
 }
 

@@ -114,6 +114,7 @@ impl World {
             Ok(_) if must_fail => Err(format!("error {} was due", due.code())),
             Ok(lines) => Ok(Some(lines)),
             Err(code) if may_fail && (code == due.code() || code == "P0002" && !needs_lease) => {
+                self.missed.insert(call.queue);
                 self.model.fail(s);
                 Ok(None)
             }
@@ -160,6 +161,7 @@ impl World {
     fn missed(&mut self, s: usize, key: Key, lease: Option<i64>) {
         let is_held = self.model.messages.get(&key).is_some_and(|m| m.pin.is_some());
         if lease.is_none() && !is_held {
+            self.missed.insert(key.0);
             self.model.miss(s, key);
         }
     }
@@ -312,7 +314,7 @@ impl World {
         self.model.pin(s, key, Then::Finish);
         self.model.sessions[s].has_id = true;
         if key.0 == 0 {
-            let id = self.value(s, &format!("SELECT msg_id FROM queue.d WHERE message = '{}'", m.n))?;
+            let id = self.value(s, &newest(DEAD, m.n))?;
             let headers = Some(dead_headers(key.0, key.1, &m, reason, error.as_deref()));
             let row = Row { due: None, expires: None, error, headers };
             self.model.send(s, (DEAD, int(&id)?), m.n, row);

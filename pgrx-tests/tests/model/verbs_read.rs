@@ -5,6 +5,9 @@ use crate::rng::Rng;
 use crate::state::*;
 use crate::world::*;
 
+/// A wait that does not last so long, for something is there.
+const LONG: &str = "'4 s'";
+
 /// A read's columns. The lease's end as seconds from now.
 fn columns(world: &World) -> String {
     let left = world.ahead("lease_expires_at");
@@ -100,6 +103,9 @@ impl World {
             // While the worker scans for what is due, a reader does without: that is rare, and the next one gets it.
             self.short_reads += 1;
             self.trace.push(format!("   (short: {due:?} are due)"));
+            if std::env::var_os("SHOW_SHORT").is_some() {
+                println!("SHORT {}\n{}", self.has_room(asked.queue), self.trace.join("\n"));
+            }
         } else if lines.len() < asked.quantity {
             self.model.is_loaded(asked.queue);
         }
@@ -111,9 +117,10 @@ impl World {
         if !self.may_read(s, queue) {
             return Ok(());
         }
-        let quantity = rng.pick(&[1, 1, 2, 3, 20]);
+        let quantity = rng.pick(&[1, 1, 2, 3, 20, 300]);
         let (given, lease) = self.lease(rng, queue);
-        self.read_so(s, queue, quantity, given, lease)?;
+        let wait = self.wait_sql(s, rng, &[queue]);
+        self.read_so(s, queue, quantity, given, lease, wait)?;
         self.done(s);
         Ok(())
     }
@@ -125,11 +132,17 @@ impl World {
         quantity: usize,
         given: Option<Time>,
         lease: Time,
+        wait: &str,
     ) -> Checked<Vec<Key>> {
         let columns = columns(self);
         let timeout = or_null(given.map(seconds));
-        let sql = format!("SELECT {columns} FROM queue_read('{}', {quantity}, {timeout})", QUEUES[queue]);
+        let sql =
+            format!("SELECT {columns} FROM queue_read('{}', {quantity}, {timeout}, {wait})", QUEUES[queue]);
+        let is_due = !self.due(s, queue).is_empty() && self.has_room(queue);
         let lines = self.ask(s, &sql)?;
+        if wait == LONG && is_due && lines.is_empty() {
+            return Err("waited in vain for what is due".into());
+        }
         self.delivered(s, &Asked { queue, quantity, lease }, &lines)
     }
 
@@ -142,10 +155,11 @@ impl World {
         let quantity = rng.pick(&[1, 2, 3, 20]);
         let lease = rng.pick(&[1, 3, 5, 9]);
         let sql = format!(
-            "SELECT {}, queue FROM queue_read_any({}, {quantity}, {})",
+            "SELECT {}, queue FROM queue_read_any({}, {quantity}, {}, {})",
             columns(self),
             array(queues.iter().map(|queue| format!("'{}'", QUEUES[*queue])), "text"),
             seconds(lease),
+            self.wait_sql(s, rng, &queues),
         );
         let lines = self.ask(s, &sql)?;
         let mut left = quantity;
@@ -163,6 +177,60 @@ impl World {
             if left == 0 {
                 break;
             }
+        }
+        self.done(s);
+        Ok(())
+    }
+
+    /// For how long a read is to wait: long only if something is due, for which it need not.
+    fn wait_sql(&self, s: usize, rng: &mut Rng, queues: &[usize]) -> &'static str {
+        let is_due = queues.iter().any(|queue| !self.due(s, *queue).is_empty() && self.has_room(*queue));
+        match rng.below(10) {
+            0 => "'0'",
+            1 => "'3 ms'",
+            2 | 3 if is_due => LONG,
+            _ => "NULL",
+        }
+    }
+
+    pub fn wait(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queues: Vec<usize> = (0..QUEUES.len()).filter(|_| rng.chance(50)).collect();
+        if queues.is_empty() {
+            return Ok(());
+        }
+        // It is not told of what its own transaction has sent.
+        let is_due = |queue: &usize| {
+            let due = self.due(s, *queue).into_iter().filter(|key| self.model.messages[key].sent_by.is_none());
+            due.count() > 0 && self.has_room(*queue)
+        };
+        let due: Vec<&str> = queues.iter().filter(|queue| is_due(queue)).map(|queue| QUEUES[*queue]).collect();
+        let names = array(queues.iter().map(|queue| quoted(QUEUES[*queue])), "text");
+        let limit = if due.is_empty() { "'3 ms'" } else { LONG };
+        let ready = self.value(s, &format!("CALL queue_wait({names}, {limit})"))?;
+        let place = |name: &str| queues.iter().position(|queue| QUEUES[*queue] == name);
+        match (ready.as_deref(), due.first()) {
+            (None, Some(due)) => return Err(format!("queue {due} has something, and nobody said so")),
+            // Something may be there that is not due for sure; but the first that has something is named.
+            (Some(name), due) => {
+                let at = place(name).ok_or_else(|| format!("queue {name} was not asked for"))?;
+                if due.is_some_and(|due| place(due) < Some(at)) {
+                    return Err(format!("queue {name} is named, and {due:?} has something"));
+                }
+                let queue = queues[at];
+                let may_be = |key: &Key| {
+                    let m = &self.model.messages[key];
+                    let is_doubtful = m.locked_by.is_some() || self.model.is_limbo(*key);
+                    m.sent_by.is_none() && (is_doubtful || self.model.readable(s, *key).0)
+                };
+                let is_possible = self.model.keys(queue).iter().any(may_be)
+                    || self.missed.contains(&queue)
+                    || self.deleted.iter().any(|key| key.0 == queue)
+                    || queue == DEAD && self.has_limbo(0);
+                if !is_possible {
+                    return Err(format!("queue {name} is said to have something"));
+                }
+            }
+            (None, None) => {}
         }
         self.done(s);
         Ok(())
@@ -225,16 +293,37 @@ impl World {
     /// Looks at all of a queue.
     pub fn peek(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
+        let wanted =
+            rng.chance(40).then(|| rng.pick(&["ready", "delayed", "leased", "finishing", "exhausted"]));
+        let ids = some_ids(rng, self.model.keys(queue).iter().map(|key| key.1).collect());
         let sql = format!(
-            "SELECT msg_id, lease_id, delivery_count, message::text, headers::text, state FROM queue_peek('{}', 100)",
-            QUEUES[queue]
+            "SELECT msg_id, lease_id, delivery_count, message::text, headers::text, state \
+             FROM queue_peek('{}', 10000, {}, {})",
+            QUEUES[queue],
+            or_null(ids.as_ref().map(|ids| array(ids, "int8"))),
+            or_null(wanted.map(quoted)),
         );
         let lines = self.ask(s, &sql)?;
         let mut missing = self.model.keys(queue);
-        missing.retain(|key| self.model.messages[key].is_seen_by(s) && !self.model.is_limbo(*key));
+        missing.retain(|key| {
+            let is_asked_for = ids.as_ref().is_none_or(|ids| ids.contains(&key.1));
+            let is_there = self.model.messages[key].is_seen_by(s) && !self.model.is_limbo(*key);
+            is_there && is_asked_for && wanted.is_none_or(|wanted| self.states(s, *key) == [wanted])
+        });
+        let mut shown = Vec::new();
         for line in &lines {
             let (id, n) = (int(&line[0])?, int(&line[3])?);
             let key = (queue, id);
+            if ids.as_ref().is_some_and(|ids| !ids.contains(&id)) || shown.contains(&id) {
+                return Err(format!("message {key:?} was not asked for, or is shown twice"));
+            }
+            if ids.is_none() && shown.last() > Some(&id) {
+                return Err(format!("message {key:?} is shown after {shown:?}"));
+            }
+            shown.push(id);
+            if wanted.is_some_and(|wanted| line[5].as_deref() != Some(wanted)) {
+                return Err(format!("message {key:?} is {:?}, {wanted:?} was asked for", line[5]));
+            }
             if queue == DEAD && !self.model.messages.contains_key(&key) {
                 self.follow_dead(id, n, &headers(&line[4])?)?;
             }

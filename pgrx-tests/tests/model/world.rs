@@ -39,6 +39,8 @@ pub struct World {
     /// What plain SQL, or a purge, has deleted: nobody notices before its turn, so a lease of it lasts, and may be lengthened and given
     /// back.
     pub deleted: HashSet<Key>,
+    /// Queues of which something was named that is not there: what is looked for there may look ready until it is read.
+    pub missed: HashSet<usize>,
     begun: Instant,
     /// Reads, and those that were given less than was due.
     pub reads: u64,
@@ -47,8 +49,15 @@ pub struct World {
     pub ran: HashMap<Verb, u64>,
 }
 
-pub const PLAIN: Policy =
-    Policy { lease: 5, max_deliveries: 0, retry_delay: 1, backoff: 3, require_lease: false, paused: false };
+pub const PLAIN: Policy = Policy {
+    lease: 5,
+    max_deliveries: 0,
+    retry_delay: 1,
+    backoff: 3,
+    require_lease: false,
+    is_durable: false,
+    paused: false,
+};
 
 pub fn seconds(units: Time) -> String {
     format!("'{} s'", units * UNIT_S)
@@ -67,8 +76,23 @@ pub fn array<T: ToString>(elements: impl IntoIterator<Item = T>, of: &str) -> St
     format!("ARRAY[{}]::{of}[]", elements.join(","))
 }
 
+/// Sometimes: some ids out of these, some twice, and others.
+pub fn some_ids(rng: &mut Rng, there: Vec<i64>) -> Option<Vec<i64>> {
+    let some = |rng: &mut Rng| match there.get(rng.below(there.len())) {
+        Some(id) if rng.chance(85) => *id,
+        _ => i64::MAX - rng.below(3) as i64,
+    };
+    rng.chance(30).then(|| (0..rng.below(6)).map(|_| some(rng)).collect())
+}
+
 pub fn int(value: &Option<String>) -> Checked<i64> {
     value.as_deref().and_then(|text| text.parse().ok()).ok_or_else(|| format!("no number: {value:?}"))
+}
+
+/// The id that was just given to the message with this number. A transaction above READ COMMITTED may still see the row
+/// that it had in this queue before.
+pub fn newest(queue: usize, n: i64) -> String {
+    format!("SELECT msg_id FROM queue.{} WHERE message = '{n}' ORDER BY msg_id DESC LIMIT 1", QUEUES[queue])
 }
 
 pub fn jsonb(value: &Option<Value>) -> String {
@@ -147,6 +171,7 @@ impl World {
             lease_ids: HashSet::new(),
             leases: HashMap::new(),
             deleted: HashSet::new(),
+            missed: HashSet::new(),
             begun: Instant::now(),
             reads: 0,
             short_reads: 0,
@@ -154,11 +179,27 @@ impl World {
         }
     }
 
+    /// Where there is little room another queue takes of it what it can: half of all slots leased for some time, and its
+    /// window full of what is ready.
+    pub fn fill(&mut self) -> Checked {
+        if self.is_small {
+            let few = "(SELECT count(*) FROM queue.filler) < 5000";
+            let sql = format!(
+                "INSERT INTO queue.filler (message) SELECT '0' FROM generate_series(1, 8000) WHERE {few}"
+            );
+            self.ask(SESSIONS, &sql)?;
+            self.ask(SESSIONS, "SELECT count(*) FROM queue_read('filler', 1500, '17 min')")?;
+            self.ask(SESSIONS, "SELECT count(*) FROM queue_pop('filler', 70)")?;
+        }
+        Ok(())
+    }
+
     /// One more sequence begins, in empty queues.
     pub fn begin(&mut self) {
         self.trace.clear();
         self.leases.clear();
         self.deleted.clear();
+        self.missed.clear();
         self.lease_ids.clear(); // the dispatcher's own tests know all of them
         self.begun = Instant::now();
     }
@@ -414,6 +455,9 @@ impl World {
         let Step { verb, session: s, seed } = step;
         let mut rng = Rng::new(seed);
         let rng = &mut rng;
+        if self.is_small && rng.chance(5) {
+            self.ask(SESSIONS, "SELECT count(*) FROM queue_read('filler', 100, '17 min')")?;
+        }
         let before = self.trace.len();
         let is_open = self.model.sessions[s].is_open;
         if self.model.sessions[s].is_failed && !matches!(verb, Verb::End | Verb::RollbackTo) {
@@ -424,8 +468,10 @@ impl World {
             Verb::SendBatch => self.send_batch(s, rng)?,
             Verb::SendEntries => self.send_entries(s, rng)?,
             Verb::Insert => self.insert(s, rng)?,
+            Verb::Copy => self.copy(s, rng)?,
             Verb::Read => self.read(s, rng)?,
             Verb::ReadAny => self.read_any(s, rng)?,
+            Verb::Wait => self.wait(s, rng)?,
             Verb::Pop => self.pop(s, rng)?,
             Verb::Delete => self.finish(s, rng, false)?,
             Verb::Archive => self.finish(s, rng, true)?,
@@ -443,6 +489,7 @@ impl World {
             Verb::Redrive => self.redrive(s, rng)?,
             Verb::Unarchive => self.unarchive(s, rng)?,
             Verb::Alter if !is_open => self.alter(s, rng)?,
+            Verb::Scratch if !is_open => self.scratch(s, rng)?,
             Verb::Begin if !is_open => self.open(s, rng)?,
             Verb::Prepare if is_open => self.prepare(s)?,
             Verb::Prepare => self.end_prepared(s, rng)?,
