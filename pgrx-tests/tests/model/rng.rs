@@ -94,12 +94,12 @@ pub const WEIGHTS: [(Verb, usize); 33] = [
     (Verb::Unarchive, 3),
     (Verb::Alter, 3),
     (Verb::Scratch, 1),
-    (Verb::Begin, 16),
-    (Verb::End, 9),
+    (Verb::Begin, 14),
+    (Verb::End, 7),
     (Verb::Prepare, 6),
-    (Verb::Savepoint, 12),
-    (Verb::RollbackTo, 10),
-    (Verb::ReleaseSavepoint, 4),
+    (Verb::Savepoint, 8),
+    (Verb::RollbackTo, 8),
+    (Verb::ReleaseSavepoint, 2),
     (Verb::Advance, 8),
 ];
 

@@ -167,6 +167,8 @@ pub struct Model {
     pub policies: [Policy; QUEUES.len()],
     pub sessions: Vec<Session>,
     pub phantoms: Vec<(Key, usize)>,
+    /// Finished while they were perhaps being loaded: what is left of them looks ready until it is read.
+    pub finished_late: BTreeSet<Key>,
 }
 
 /// What a call that names a message must find.
@@ -371,7 +373,12 @@ impl Model {
         let was = Box::new(m.clone());
         m.pin = Some(s);
         match &then {
-            Then::Finish => (m.locked_by, m.gone_by) = (Some(s), Some(s)),
+            Then::Finish => {
+                (m.locked_by, m.gone_by) = (Some(s), Some(s));
+                if m.is_late {
+                    self.finished_late.insert(key);
+                }
+            }
             Then::Release => {}
             Then::Rewrite(row, _) => (m.locked_by, m.draft) = (Some(s), Some(row.clone())),
         }
@@ -555,7 +562,8 @@ impl Model {
                 self.messages.remove(&key);
                 return;
             }
-            Then::Release => m.count = m.count.saturating_sub(1),
+            // If the read was undone meanwhile, that has ended the delivery, and counts.
+            Then::Release => m.count -= u32::from(m.lease.is_some()).min(m.count),
             Then::Rewrite(row, count) => {
                 (m.row, m.count, m.row_count) = (row, count, count);
                 (m.locked_by, m.draft) = (None, None);

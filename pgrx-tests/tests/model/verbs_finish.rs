@@ -114,7 +114,9 @@ impl World {
             Ok(_) if must_fail => Err(format!("error {} was due", due.code())),
             Ok(lines) => Ok(Some(lines)),
             Err(code) if may_fail && (code == due.code() || code == "P0002" && !needs_lease) => {
-                self.missed.insert(call.queue);
+                for id in &call.ids {
+                    *self.missed.entry((call.queue, *id)).or_default() += 1;
+                }
                 self.model.fail(s);
                 Ok(None)
             }
@@ -161,7 +163,7 @@ impl World {
     fn missed(&mut self, s: usize, key: Key, lease: Option<i64>) {
         let is_held = self.model.messages.get(&key).is_some_and(|m| m.pin.is_some());
         if lease.is_none() && !is_held {
-            self.missed.insert(key.0);
+            *self.missed.entry(key).or_default() += 1;
             self.model.miss(s, key);
         }
     }
@@ -349,6 +351,9 @@ impl World {
             let is_leased = self.model.messages.get(&key).is_some_and(|m| m.leased(self.model.now).is_some());
             if !self.model.messages.contains_key(&key) {
                 self.missed(s, key, *lease);
+            }
+            if !is_leased {
+                *self.missed.entry(key).or_default() += 1;
             }
             if *fate == Fate::Yes && is_leased {
                 due.push(*id);

@@ -223,7 +223,9 @@ impl World {
                     m.sent_by.is_none() && (is_doubtful || self.model.readable(s, *key).0)
                 };
                 let is_possible = self.model.keys(queue).iter().any(may_be)
-                    || self.missed.contains(&queue)
+                    || self.is_small
+                    || self.model.finished_late.iter().any(|key| key.0 == queue)
+                    || self.missed.keys().any(|key| key.0 == queue)
                     || self.deleted.iter().any(|key| key.0 == queue)
                     || queue == DEAD && self.has_limbo(0);
                 if !is_possible {

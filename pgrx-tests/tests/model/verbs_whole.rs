@@ -336,6 +336,7 @@ impl World {
                 break;
             }
             if begun.elapsed() > WORKER_LIMIT {
+                self.not_counting(begun.elapsed());
                 return Err(format!("never delivered: {:?}", self.model.messages));
             }
         }
@@ -352,6 +353,7 @@ impl World {
         let begun = Instant::now();
         while (0..QUEUES.len()).any(|queue| self.has_limbo(queue)) {
             if begun.elapsed() > WORKER_LIMIT {
+                self.not_counting(begun.elapsed());
                 return Err(format!("the worker does not move: {:?}", self.model.messages));
             }
             std::thread::sleep(Duration::from_millis(1));
