@@ -38,8 +38,9 @@ const ROUNDS_ENV: &str = "PG_QUEUE_TEST_ROUNDS";
 const SEQUENCES: [u64; 2] = [100, 1_000];
 /// From so many on each verb must have been run.
 const SEQUENCES_OF_EVERY_VERB: usize = 50;
-/// One of so many reads may be given less than is due, and one more: while the worker loads, nobody else does.
-const SHORT_OF: u64 = 1_000;
+/// One of so many reads may be given less than is due, and one more: while the worker loads, nobody else does. (Seen with
+/// ample room: 4 of 30,000; with the least, where there is much more to load: 9 of 11,000.)
+const SHORT_OF: [u64; 2] = [1_000, 200];
 const SHRINK_LIMIT: Duration = Duration::from_secs(120);
 
 fn number(name: &str) -> Option<u64> {
@@ -62,7 +63,7 @@ fn cluster(room: Room) -> Cluster {
         Room::Least => options
             .set("pg_queue.max_messages", "4096")
             .set("pg_queue.ready_window", "64")
-            .set("pg_queue.max_queues", "8"),
+            .set("pg_queue.max_queues", "16"),
     };
     options.start().unwrap()
 }
@@ -215,6 +216,9 @@ fn agree(room: Room, part: u64) {
         let has_run = ran.contains_key(&format!("{verb:?}"));
         assert!(has_run || seeds.len() < SEQUENCES_OF_EVERY_VERB, "{verb:?} was never run: {ran:?}");
     }
-    assert!(short_reads <= 1 + reads / SHORT_OF, "what is due is not delivered at once");
+    assert!(
+        short_reads <= 1 + reads / SHORT_OF[usize::from(room == Room::Least)],
+        "what is due is not delivered at once"
+    );
     assert!(slow * 10 <= seeds.len(), "the machine is too slow for most of it");
 }

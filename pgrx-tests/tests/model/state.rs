@@ -265,7 +265,7 @@ impl Model {
     }
 
     /// The lease that this session's transaction took last from the message.
-    fn mine(&self, s: usize, key: Key) -> Option<i64> {
+    pub fn mine(&self, s: usize, key: Key) -> Option<i64> {
         self.sessions[s].log.iter().rev().find_map(|entry| match entry {
             Entry::Took(of, lease) if *of == key => Some(*lease),
             _ => None,

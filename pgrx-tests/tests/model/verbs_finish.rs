@@ -162,7 +162,8 @@ impl World {
     /// Without a lease, a call that finds nothing keeps the id until its transaction ends.
     fn missed(&mut self, s: usize, key: Key, lease: Option<i64>) {
         let is_held = self.model.messages.get(&key).is_some_and(|m| m.pin.is_some());
-        if lease.is_none() && !is_held {
+        // Where its own lease is the fence that is lost, nothing is kept.
+        if lease.is_none() && !is_held && self.model.mine(s, key).is_none() {
             *self.missed.entry(key).or_default() += 1;
             self.model.miss(s, key);
         }
@@ -352,10 +353,11 @@ impl World {
             if !self.model.messages.contains_key(&key) {
                 self.missed(s, key, *lease);
             }
-            if !is_leased {
+            if !is_leased || *fate != Fate::Yes {
                 *self.missed.entry(key).or_default() += 1;
             }
-            if *fate == Fate::Yes && is_leased {
+            let is_taken = *fate == Fate::Yes || *fate == Fate::Either && released.contains(id);
+            if is_taken && is_leased {
                 due.push(*id);
                 let m = &self.model.messages[&key];
                 let then = match delay.filter(|delay| *delay > 0) {
