@@ -321,7 +321,7 @@ impl World {
     pub fn follow_dead(&mut self, id: i64, n: i64, has: &Option<Value>) -> Checked {
         let from = self.model.keys(0).into_iter().find(|key| self.model.messages[key].n == n);
         let key = from
-            .filter(|key| self.model.is_limbo(*key))
+            .filter(|key| self.model.may_go(*key))
             .ok_or_else(|| format!("message {id} of queue d (number {n}) appeared from nowhere"))?;
         let m = &self.model.messages[&key];
         let error = m.row.error.clone();
