@@ -16,7 +16,7 @@ pub struct Options {
     /// The PostgreSQL to run on.
     #[arg(long, default_value_t = 18, value_name = "MAJOR", value_parser = clap::value_parser!(u16).range(15..=18))]
     pg: u16,
-    /// How many.
+    /// How many; and a quarter as many where the dispatcher has least room.
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     sequences: u64,
     /// What they are made of [default: the time].

@@ -35,8 +35,10 @@ pub enum Verb {
     SendBatch,
     SendEntries,
     Insert,
+    Copy,
     Read,
     ReadAny,
+    Wait,
     Pop,
     Delete,
     Archive,
@@ -54,8 +56,10 @@ pub enum Verb {
     Redrive,
     Unarchive,
     Alter,
+    Scratch,
     Begin,
     End,
+    Prepare,
     Savepoint,
     RollbackTo,
     ReleaseSavepoint,
@@ -63,13 +67,15 @@ pub enum Verb {
 }
 
 /// How often each comes, relative to the others.
-const WEIGHTS: [(Verb, usize); 29] = [
+pub const WEIGHTS: [(Verb, usize); 33] = [
     (Verb::Send, 10),
     (Verb::SendBatch, 3),
     (Verb::SendEntries, 3),
     (Verb::Insert, 3),
+    (Verb::Copy, 2),
     (Verb::Read, 16),
     (Verb::ReadAny, 4),
+    (Verb::Wait, 3),
     (Verb::Pop, 3),
     (Verb::Delete, 10),
     (Verb::Archive, 4),
@@ -80,17 +86,19 @@ const WEIGHTS: [(Verb, usize); 29] = [
     (Verb::Extend, 6),
     (Verb::Cancel, 3),
     (Verb::Peek, 5),
-    (Verb::Update, 2),
+    (Verb::Update, 4),
     (Verb::DeleteRow, 2),
     (Verb::Purge, 1),
     (Verb::Truncate, 1),
     (Verb::Redrive, 4),
     (Verb::Unarchive, 3),
     (Verb::Alter, 3),
-    (Verb::Begin, 9),
-    (Verb::End, 9),
-    (Verb::Savepoint, 6),
-    (Verb::RollbackTo, 5),
+    (Verb::Scratch, 1),
+    (Verb::Begin, 14),
+    (Verb::End, 7),
+    (Verb::Prepare, 6),
+    (Verb::Savepoint, 8),
+    (Verb::RollbackTo, 8),
     (Verb::ReleaseSavepoint, 2),
     (Verb::Advance, 8),
 ];
@@ -108,7 +116,7 @@ pub struct Step {
 pub fn steps(seed: u64, sessions: usize) -> Vec<Step> {
     let mut rng = Rng::new(seed);
     let sum = WEIGHTS.iter().map(|(_, weight)| weight).sum();
-    let len = 10 + rng.below(50);
+    let len = 10 + rng.below(60);
     (0..len)
         .map(|_| {
             let mut at = rng.below(sum);

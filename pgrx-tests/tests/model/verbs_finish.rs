@@ -114,6 +114,9 @@ impl World {
             Ok(_) if must_fail => Err(format!("error {} was due", due.code())),
             Ok(lines) => Ok(Some(lines)),
             Err(code) if may_fail && (code == due.code() || code == "P0002" && !needs_lease) => {
+                for id in &call.ids {
+                    *self.missed.entry((call.queue, *id)).or_default() += 1;
+                }
                 self.model.fail(s);
                 Ok(None)
             }
@@ -159,7 +162,9 @@ impl World {
     /// Without a lease, a call that finds nothing keeps the id until its transaction ends.
     fn missed(&mut self, s: usize, key: Key, lease: Option<i64>) {
         let is_held = self.model.messages.get(&key).is_some_and(|m| m.pin.is_some());
-        if lease.is_none() && !is_held {
+        // Where its own lease is the fence that is lost, nothing is kept.
+        if lease.is_none() && !is_held && self.model.mine(s, key).is_none() {
+            *self.missed.entry(key).or_default() += 1;
             self.model.miss(s, key);
         }
     }
@@ -312,7 +317,7 @@ impl World {
         self.model.pin(s, key, Then::Finish);
         self.model.sessions[s].has_id = true;
         if key.0 == 0 {
-            let id = self.value(s, &format!("SELECT msg_id FROM queue.d WHERE message = '{}'", m.n))?;
+            let id = self.value(s, &newest(DEAD, m.n))?;
             let headers = Some(dead_headers(key.0, key.1, &m, reason, error.as_deref()));
             let row = Row { due: None, expires: None, error, headers };
             self.model.send(s, (DEAD, int(&id)?), m.n, row);
@@ -348,7 +353,11 @@ impl World {
             if !self.model.messages.contains_key(&key) {
                 self.missed(s, key, *lease);
             }
-            if *fate == Fate::Yes && is_leased {
+            if !is_leased || *fate != Fate::Yes {
+                *self.missed.entry(key).or_default() += 1;
+            }
+            let is_taken = *fate == Fate::Yes || *fate == Fate::Either && released.contains(id);
+            if is_taken && is_leased {
                 due.push(*id);
                 let m = &self.model.messages[&key];
                 let then = match delay.filter(|delay| *delay > 0) {

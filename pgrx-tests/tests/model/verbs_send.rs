@@ -1,5 +1,7 @@
 //! What brings messages in: sends of every kind, and plain SQL.
 
+use std::io::Write;
+
 use serde_json::{json, Value};
 
 use crate::rng::Rng;
@@ -51,13 +53,17 @@ impl World {
         Ok(())
     }
 
+    fn when(&self, rng: &mut Rng, due: Option<Time>) -> String {
+        match due {
+            Some(due) if rng.chance(50) => format!("deliver_at => {}", self.wall(self.model.now + due)),
+            due => format!("delay => {}", or_null(due.map(seconds))),
+        }
+    }
+
     pub fn send(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
         let options = self.options(rng, queue);
-        let when = match options.due {
-            Some(due) if rng.chance(50) => format!("deliver_at => {}", self.wall(self.model.now + due)),
-            due => format!("delay => {}", or_null(due.map(seconds))),
-        };
+        let when = self.when(rng, options.due);
         let sql = format!(
             "SELECT queue_send('{}', '{}', headers => {}, {when}, ttl => {})",
             QUEUES[queue],
@@ -74,15 +80,18 @@ impl World {
     pub fn send_batch(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
         let first = self.options(rng, queue);
-        let all: Vec<Options> = (0..rng.below(5))
+        // Sometimes more than what one hold of the dispatcher's lock takes, and more than a small window has room for.
+        let many = rng.chance(if self.is_small { 30 } else { 8 });
+        let count = if many { 50 + rng.below(250) } else { rng.below(5) };
+        let all: Vec<Options> = (0..count)
             .map(|_| Options { due: first.due, ttl: first.ttl, ..self.options(rng, queue) })
             .collect();
         let sql = format!(
-            "SELECT queue_send_batch('{}', {}, headers => {}, delay => {}, ttl => {})",
+            "SELECT queue_send_batch('{}', {}, headers => {}, {}, ttl => {})",
             QUEUES[queue],
             array(all.iter().map(|one| format!("'{}'", one.n)), "jsonb"),
             array(all.iter().map(|one| jsonb(&one.headers)), "jsonb"),
-            or_null(first.due.map(seconds)),
+            self.when(rng, first.due),
             or_null(first.ttl.map(seconds)),
         );
         let lines = self.ask(s, &sql)?;
@@ -110,6 +119,8 @@ impl World {
     pub fn send_entries(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
         let all: Vec<Options> = (0..rng.below(5)).map(|_| self.options(rng, queue)).collect();
+        let zero = self.wall(self.model.now);
+        let zero = int(&self.value(SESSIONS, &format!("SELECT ceil(extract(epoch FROM {zero}))::int8"))?)?;
         let mut entries: Vec<Value> = all
             .iter()
             .map(|one| {
@@ -117,7 +128,9 @@ impl World {
                 if let Some(headers) = &one.headers {
                     entry["headers"] = headers.clone();
                 }
-                if let Some(due) = one.due {
+                if let Some(due) = one.due.filter(|_| rng.chance(40)) {
+                    entry["deliver_at"] = json!(instant(zero + due * UNIT_S));
+                } else if let Some(due) = one.due {
                     entry["delay"] = json!(format!("{} s", due * UNIT_S));
                 }
                 if let Some(ttl) = one.ttl {
@@ -145,20 +158,43 @@ impl World {
         let queue = rng.below(QUEUES.len());
         let all: Vec<Options> =
             (0..1 + rng.below(3)).map(|_| Options { ttl: None, ..self.options(rng, queue) }).collect();
+        // With an id that no sequence gives: below all others, and lower than the last.
+        let has_id = all.len() == 1 && rng.chance(40);
         let rows: Vec<String> = all
             .iter()
             .map(|one| {
                 let due = or_null(one.due.map(|due| self.wall(self.model.now + due)));
-                format!("('{}', {}, {due}, NULL)", one.n, jsonb(&one.headers))
+                let id = if has_id { format!(", {}", -one.n) } else { String::new() };
+                format!("('{}', {}, {due}, NULL{id})", one.n, jsonb(&one.headers))
             })
             .collect();
+        let id = if has_id { ", msg_id" } else { "" };
         let sql = format!(
-            "INSERT INTO queue.{} (message, headers, visible_at, expires_at) VALUES {} RETURNING msg_id",
+            "INSERT INTO queue.{} (message, headers, visible_at, expires_at{id}) VALUES {} RETURNING msg_id",
             QUEUES[queue],
             rows.join(", ")
         );
         let lines = self.ask(s, &sql)?;
         self.all_sent(s, queue, &lines, &all)
+    }
+
+    pub fn copy(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let queue = rng.below(QUEUES.len());
+        let count = if rng.chance(10) { 70 } else { 1 + rng.below(4) };
+        let all: Vec<Options> =
+            (0..count).map(|_| Options { n: self.number(), headers: None, due: None, ttl: None }).collect();
+        let lines: String = all.iter().map(|one| format!("{}\n", one.n)).collect();
+        let sql = format!("COPY queue.{} (message) FROM STDIN", QUEUES[queue]);
+        self.trace.push(format!("{s}: {sql} -- {} and so on, {count} rows", all[0].n));
+        let mut writer = self.clients[s].copy_in(&sql).map_err(|error| error.to_string())?;
+        writer.write_all(lines.as_bytes()).map_err(|error| error.to_string())?;
+        writer.finish().map_err(|error| error.to_string())?;
+        let of_it = format!("message::text::int8 BETWEEN {} AND {}", all[0].n, all[all.len() - 1].n);
+        let ids = self.ask(
+            if self.model.sessions[s].is_open { s } else { SESSIONS },
+            &format!("SELECT msg_id FROM queue.{} WHERE {of_it} ORDER BY 1", QUEUES[queue]),
+        )?;
+        self.all_sent(s, queue, &ids, &all)
     }
 
     /// A message whose row this session may change without waiting and without racing the worker.
@@ -168,26 +204,62 @@ impl World {
         let m = &self.model.messages[&key];
         let is_free =
             m.is_seen_by(s) && [None, Some(s)].contains(&m.locked_by) && [None, Some(s)].contains(&m.pin);
-        (is_free && !self.model.is_limbo(key)).then_some(key)
+        let is_seen = self.model.sessions[s].snapshot.is_none() || m.born_at.is_some();
+        (is_free && is_seen && !self.model.is_limbo(key)).then_some(key)
     }
 
     pub fn update(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
         let Some(key) = self.changeable(s, rng, queue) else { return Ok(()) };
-        let due = rng.chance(60).then(|| self.model.now + rng.pick(&[1, 3, 5]));
-        let sql = format!(
-            "UPDATE queue.{} SET visible_at = {} WHERE msg_id = {} RETURNING msg_id",
-            QUEUES[queue],
-            or_null(due.map(|due| self.wall(due))),
-            key.1
-        );
-        if self.ask(s, &sql)?.len() != 1 {
-            return Err("no row was updated".into());
+        let mut row = self.model.messages[&key].row_seen_by(s).clone();
+        let set = match rng.below(6) {
+            0 if queue != DEAD => {
+                row.expires = rng.chance(70).then(|| self.model.now + rng.pick(&[1, 3, 7]));
+                format!("expires_at = {}", or_null(row.expires.map(|at| self.wall(at))))
+            }
+            1 => {
+                row.headers = rng.chance(70).then(|| json!({"h": 2}));
+                format!("headers = {}", jsonb(&row.headers))
+            }
+            2 => {
+                row.error = rng.chance(70).then(|| "by hand".into());
+                format!("last_error = {}", or_null(row.error.as_deref().map(quoted)))
+            }
+            _ => {
+                row.due = rng.chance(60).then(|| self.model.now + rng.pick(&[1, 3, 5]));
+                format!("visible_at = {}", or_null(row.due.map(|due| self.wall(due))))
+            }
+        };
+        let sql = format!("UPDATE queue.{} SET {set} WHERE msg_id = {} RETURNING msg_id", QUEUES[queue], key.1);
+        if !self.changed_one(s, key, &sql)? {
+            return Ok(());
         }
-        let row = Row { due, ..self.model.messages[&key].row_seen_by(s).clone() };
         self.model.change(s, key, Some(row));
         self.changed(s, queue);
         Ok(())
+    }
+
+    /// Runs what changes one row. Above READ COMMITTED a transaction does not see what was sent since, and does not change
+    /// what was changed since: whether it has.
+    fn changed_one(&mut self, s: usize, key: Key, sql: &str) -> Checked<bool> {
+        let m = &self.model.messages[&key];
+        let (born_at, changed_at) = (m.born_at.unwrap_or(0), m.changed_at);
+        let snapshot = self.model.sessions[s].snapshot.filter(|_| m.sent_by != Some(s)).unwrap_or(u64::MAX);
+        match self.run(s, sql)? {
+            Ok(lines) if lines.len() == 1 && changed_at <= snapshot => Ok(true),
+            Ok(lines) if lines.is_empty() && born_at > snapshot => {
+                self.model.sessions[s].has_id = true;
+                Ok(false)
+            }
+            Err(code) if code == "40001" && born_at <= snapshot && changed_at > snapshot => {
+                self.model.fail(s);
+                Ok(false)
+            }
+            answer => Err(format!(
+                "{answer:?} of a change of {key:?} (snapshot {snapshot}): {m:?}",
+                m = self.model.messages[&key]
+            )),
+        }
     }
 
     fn changed(&mut self, s: usize, queue: usize) {
@@ -200,8 +272,8 @@ impl World {
         let queue = rng.below(QUEUES.len());
         let Some(key) = self.changeable(s, rng, queue) else { return Ok(()) };
         let sql = format!("DELETE FROM queue.{} WHERE msg_id = {} RETURNING msg_id", QUEUES[queue], key.1);
-        if self.ask(s, &sql)?.len() != 1 {
-            return Err("no row was deleted".into());
+        if !self.changed_one(s, key, &sql)? {
+            return Ok(());
         }
         self.model.change(s, key, None);
         self.deleted.insert(key);
@@ -215,7 +287,8 @@ impl World {
         let keys: Vec<Key> = self.model.keys(queue).into_iter().collect();
         // What the worker moves here or from here meanwhile would be counted or not.
         let races = self.has_limbo(queue) || queue == DEAD && self.has_limbo(0);
-        if races || keys.iter().any(|key| is_in_the_way(&self.model.messages[key])) {
+        let is_blind = self.model.sessions[s].snapshot.is_some(); // to what was sent since
+        if races || is_blind || keys.iter().any(|key| is_in_the_way(&self.model.messages[key])) {
             return Ok(());
         }
         let there: Vec<Key> = keys.into_iter().filter(|key| self.model.messages[key].is_seen_by(s)).collect();
@@ -230,6 +303,21 @@ impl World {
         self.changed(s, queue);
         Ok(())
     }
+}
+
+/// A time as text, of seconds since 1970.
+fn instant(epoch_s: i64) -> String {
+    let (days, rest) = (epoch_s.div_euclid(86_400), epoch_s.rem_euclid(86_400));
+    // Days since 0000-03-01, after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}+00", rest / 3_600, rest / 60 % 60, rest % 60)
 }
 
 /// Makes entries wrong somewhere; gives what stands in their place if they are not even entries.

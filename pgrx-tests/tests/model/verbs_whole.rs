@@ -17,6 +17,7 @@ impl World {
         let target = rng.chance(30).then_some(1);
         let (messages, now) = (&self.model.messages, self.model.now);
         let keys = self.model.keys(DEAD);
+        let ids = some_ids(rng, keys.iter().map(|key| key.1).collect());
         let is_doubtful = keys.iter().any(|key| self.model.phantoms.iter().any(|(of, _)| of == key));
         if self.has_limbo(0) || is_doubtful || self.model.sessions[s].has_changed[DEAD] {
             return Ok(());
@@ -26,16 +27,18 @@ impl World {
             let from = source(&m.row_seen_by(s).headers);
             let is_free = m.is_seen_by(s) && m.pin.is_none() && m.leased(now).is_none();
             is_free
+                && ids.as_ref().is_none_or(|ids| ids.contains(&key.1))
                 && [None, Some(s)].contains(&m.locked_by)
                 && source_name.is_none_or(|name| from == Some(name))
                 && (target.is_some() || from.is_some_and(|from| from != "d"))
         };
         let moved: Vec<Key> = keys.into_iter().filter(moves).take(quantity.unwrap_or(usize::MAX)).collect();
         let sql = format!(
-            "SELECT queue_redrive('d', {}, target => {}, source => {})",
+            "SELECT queue_redrive('d', {}, target => {}, source => {}, msg_ids => {})",
             or_null(quantity),
             or_null(target.map(|q| quoted(QUEUES[q]))),
             or_null(source_name.map(quoted)),
+            or_null(ids.as_ref().map(|ids| array(ids, "int8"))),
         );
         let count = int(&self.value(s, &sql)?)?;
         if count != moved.len() as i64 {
@@ -53,21 +56,24 @@ impl World {
 
     /// A message is in this queue as a new one.
     fn came_back(&mut self, s: usize, queue: usize, n: i64, headers: Option<serde_json::Value>) -> Checked {
-        let sql = format!("SELECT msg_id FROM queue.{} WHERE message = '{n}'", QUEUES[queue]);
-        let id = int(&self.value(s, &sql)?)?;
+        let id = int(&self.value(s, &newest(queue, n))?)?;
         self.model.send(s, (queue, id), n, Row { due: None, expires: None, error: None, headers });
         Ok(())
     }
 
     pub fn unarchive(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
-        if self.has_limbo(queue) {
+        // An archive is moved by a statement, which sees what its transaction sees.
+        if self.has_limbo(queue) || self.model.sessions[s].snapshot.is_some() {
             return Ok(());
         }
         let quantity = rng.chance(60).then(|| 1 + rng.below(3));
         let reason = rng.chance(40).then(|| rng.pick(&["archived", "rejected", "max_deliveries"]));
+        let there = self.model.archive.values().filter(|row| row.queue == queue).map(|row| row.id).collect();
+        let ids = some_ids(rng, there);
         let comes = |row: &Archived| {
             row.queue == queue
+                && ids.as_ref().is_none_or(|ids| ids.contains(&row.id))
                 && row.gone_by.is_none()
                 && [None, Some(s)].contains(&row.born_by)
                 && reason.is_none_or(|reason| row.reason == reason)
@@ -76,10 +82,11 @@ impl World {
             self.model.archive.iter().filter(|(_, row)| comes(row)).map(|(at, row)| (*at, row.n)).collect();
         let due = there.len().min(quantity.unwrap_or(usize::MAX));
         let sql = format!(
-            "SELECT queue_unarchive('{}', {}, {})",
+            "SELECT queue_unarchive('{}', {}, {}, {})",
             QUEUES[queue],
             or_null(quantity),
-            or_null(reason.map(quoted))
+            or_null(reason.map(quoted)),
+            or_null(ids.as_ref().map(|ids| array(ids, "int8"))),
         );
         let count = int(&self.value(s, &sql)?)?;
         if count != due as i64 {
@@ -200,6 +207,43 @@ impl World {
         Ok(())
     }
 
+    /// A queue comes, is used, and goes again: what it had is given back with it.
+    pub fn scratch(&mut self, s: usize, rng: &mut Rng) -> Checked {
+        let is_one = rng.chance(50); // one transaction, which may be undone
+        let does_commit = !is_one || rng.chance(50);
+        if is_one {
+            self.ask(s, "BEGIN")?;
+        }
+        if self.value(s, "SELECT queue_create('scratch')")?.as_deref() != Some("t") {
+            return Err("the queue was not made".into());
+        }
+        let count = rng.below(4);
+        for _ in 0..count {
+            self.ask(s, "SELECT queue_send('scratch', '1')")?;
+        }
+        let read = rng.below(3);
+        let lines = self.ask(s, &format!("SELECT msg_id FROM queue_read('scratch', {})", read + 1))?;
+        if lines.len() != count.min(read + 1) {
+            return Err(format!("{lines:?} of {count} messages"));
+        }
+        if is_one {
+            self.ask(s, if does_commit { "COMMIT" } else { "ROLLBACK" })?;
+        }
+        let force = rng.chance(60);
+        let dropped = self.run(s, &format!("SELECT queue_drop('scratch', force => {force})"))?;
+        let due = match (does_commit, force || count == 0) {
+            (true, false) => Err("55006".to_owned()),
+            (there, _) => Ok(vec![vec![Some(if there { "t" } else { "f" }.to_owned())]]),
+        };
+        if dropped != due {
+            return Err(format!("a drop gave {dropped:?}, not {due:?}"));
+        }
+        if due.is_err() {
+            self.ask(s, "SELECT queue_drop('scratch', force => true)")?;
+        }
+        Ok(())
+    }
+
     /// Whether some message that nobody holds has had its last delivery by the old limit or the new: when it moves, or
     /// does not, would be the worker's choice.
     fn would_exhaust(&self, queue: usize, policy: Policy) -> bool {
@@ -221,6 +265,7 @@ impl World {
                 max_deliveries: if queue == DEAD { 0 } else { rng.pick(&[0, 0, 1, 2, 3]) },
                 retry_delay: rng.pick(&[1, 3]),
                 require_lease: rng.chance(10),
+                is_durable: rng.chance(10),
                 ..PLAIN
             };
             self.configure(queue, policy)?;
@@ -231,14 +276,15 @@ impl World {
     fn configure(&mut self, queue: usize, policy: Policy) -> Checked {
         let sql = format!(
             "SELECT queue_alter('{}', visibility_timeout => {}, max_deliveries => {}, retry_delay => {}, \
-             retry_backoff => {}, retry_delay_max => {}, retry_jitter => 0, require_lease => {})",
+             retry_backoff => {}, retry_delay_max => {}, retry_jitter => 0, require_lease => {}, durable_leases => {})",
             QUEUES[queue],
             seconds(policy.lease),
             policy.max_deliveries,
             seconds(policy.retry_delay),
             policy.backoff,
             seconds(RETRY_MAX),
-            policy.require_lease
+            policy.require_lease,
+            policy.is_durable
         );
         self.ask(SESSIONS, &sql)?;
         if self.model.policies[queue].paused {
@@ -255,6 +301,7 @@ impl World {
                 self.end(s, rng.chance(50))?;
             }
         }
+        self.end_all_prepared(rng)?;
         self.look(SESSIONS)?;
         self.settle()?;
         for queue in 0..QUEUES.len() {
@@ -266,7 +313,7 @@ impl World {
         loop {
             let mut got = 0;
             for (queue, name) in QUEUES.iter().enumerate() {
-                let keys = self.read_so(0, queue, 100, None, PLAIN.lease)?;
+                let keys = self.read_so(0, queue, 100, None, PLAIN.lease, "NULL")?;
                 got += keys.len();
                 self.done(0);
                 if keys.is_empty() {
@@ -289,6 +336,7 @@ impl World {
                 break;
             }
             if begun.elapsed() > WORKER_LIMIT {
+                self.not_counting(begun.elapsed());
                 return Err(format!("never delivered: {:?}", self.model.messages));
             }
         }
@@ -305,6 +353,7 @@ impl World {
         let begun = Instant::now();
         while (0..QUEUES.len()).any(|queue| self.has_limbo(queue)) {
             if begun.elapsed() > WORKER_LIMIT {
+                self.not_counting(begun.elapsed());
                 return Err(format!("the worker does not move: {:?}", self.model.messages));
             }
             std::thread::sleep(Duration::from_millis(1));
