@@ -25,7 +25,8 @@ fn torture(names: &[&str]) {
         senders: 3,
         consumers: 5,
         is_durable: false,
-        drain_limit: Duration::from_secs(15),
+        quiet_one_in: 8,
+        drain_limit: Duration::from_secs(30),
         break_rule: None,
         is_told: true,
     };

@@ -65,6 +65,10 @@ fn crash(from_us: Us, to_us: Us) -> BlowAt {
     BlowAt { blow: Blow::Crash, from_us, to_us }
 }
 
+fn failover(kept_until_us: Option<Us>, from_us: Us, to_us: Us) -> BlowAt {
+    BlowAt { blow: Blow::Failover { kept_until_us }, from_us, to_us }
+}
+
 fn judged(history: History) -> Verdict {
     check(history, &Tables::default(), RULES)
 }
@@ -125,10 +129,15 @@ fn lost_when_left_in_its_table() {
 #[test]
 fn lost_in_asynchronous_failover_is_measured_and_otherwise_lost() {
     let mut history = History { sent: vec![sent(7, PLAIN, Outcome::Acknowledged)], ..History::default() };
-    let blow = |is_synchronous| BlowAt { blow: Blow::Failover { is_synchronous }, from_us: 50, to_us: 60 };
-    history.blows = vec![blow(false)];
+    history.blows = vec![failover(Some(10), 50, 60)];
     assert_eq!(assert_clean(history.clone()).failover_lost, 1);
-    history.blows = vec![blow(true)];
+    history.blows = vec![failover(None, 50, 60)];
+    assert_broken(&judged(history.clone()), &[("lost", 1)]);
+    // The standby had it already.
+    history.blows = vec![failover(Some(11), 50, 60)];
+    assert_broken(&judged(history.clone()), &[("lost", 1)]);
+    // Sent to the new server.
+    history.blows = vec![failover(Some(0), 5, 9)];
     assert_broken(&judged(history), &[("lost", 1)]);
 }
 
@@ -171,6 +180,12 @@ fn early_when_before_the_retry_is_due() {
     let mut history = read_at(&[100, 100_000]);
     history.acts.push(act(7, 1, Verb::Retry { delay_us: 300_000 }, 200));
     assert_broken(&judged(history.clone()), &[("early", 1)]);
+    // An asynchronous failover may have undone it.
+    history.blows = vec![failover(Some(210), 50_000, 60_000)];
+    assert_clean(history.clone());
+    history.blows = vec![failover(Some(211), 50_000, 60_000)];
+    assert_broken(&judged(history.clone()), &[("early", 1)]);
+    history.blows.clear();
     history.acts[1].verb = Verb::Retry { delay_us: 99_000 };
     assert_clean(history);
 }
@@ -183,8 +198,11 @@ fn doubled_when_delivered_after_its_finish() {
     // A crash is no excuse: what is committed is committed.
     history.blows = vec![crash(1_000, 2_000)];
     assert_broken(&judged(history.clone()), &[("doubled", 1)]);
-    history.blows = vec![BlowAt { blow: Blow::Failover { is_synchronous: false }, ..crash(1_000, 2_000) }];
-    assert_eq!(assert_clean(history).failover_undone, 1);
+    history.blows = vec![failover(Some(210), 1_000, 2_000)];
+    assert_eq!(assert_clean(history.clone()).failover_undone, 1);
+    // The standby had the finish already.
+    history.blows = vec![failover(Some(211), 1_000, 2_000)];
+    assert_broken(&judged(history), &[("doubled", 1)]);
 }
 
 #[test]
@@ -287,9 +305,30 @@ fn young_lease_may_be_forgotten_by_a_crash_and_an_old_one_not() {
     let mut history = with_lease_of_10_s(2_000_000);
     history.blows.push(BlowAt { blow: Blow::WorkerAway, from_us: 900_000, to_us: 1_900_000 });
     assert_eq!(assert_clean(history).forgotten_unsure, 1);
+    // That it went with the crash, or a moment before, excuses nothing.
+    let mut history = with_lease_of_10_s(2_000_000);
+    history.blows.push(BlowAt { blow: Blow::WorkerAway, from_us: 1_900_000, to_us: 3_000_000 });
+    assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
+    // Of an asynchronous failover it counts what the standby had.
+    let mut history = with_lease_of_10_s(2_000_000);
+    history.blows = vec![failover(Some(1_200_000), 2_000_000, 2_001_000)];
+    assert_eq!(assert_clean(history.clone()).forgotten_unsure, 1);
+    history.blows = vec![failover(Some(1_700_000), 2_000_000, 2_001_000)];
+    assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
     // A crash after both leases were given excuses nothing.
     let verdict = judged(with_lease_of_10_s(6_000_000));
     assert_broken(&verdict, &[("doubled", 1), ("concurrent", 1)]);
+}
+
+#[test]
+fn leases_that_no_crash_might_forget_are_counted() {
+    let mut history = read_at(&[100]);
+    history.delivered[0].lease_us = 10_000_000;
+    history.acts[0] = act(7, 1, Verb::Finish, 6_000_000);
+    history.blows = vec![crash(2_000_000, 2_001_000)];
+    assert_eq!(assert_clean(history.clone()).outlived, 1);
+    history.blows = vec![crash(500_000, 501_000), crash(2_000_000, 2_001_000)];
+    assert_eq!(assert_clean(history).outlived, 0);
 }
 
 #[test]
@@ -354,6 +393,14 @@ fn count_when_a_durable_lease_was_not_counted() {
     history.delivered[1].count = 2;
     assert_clean(history.clone());
     history.delivered[1].count = 1;
+    // Only a failover between the two may have undone the first.
+    history.blows = vec![failover(Some(0), 50, 60), failover(Some(0), 6_000_000, 6_000_010)];
+    assert_broken(&judged(history.clone()), &[("count", 1)]);
+    history.blows = vec![failover(Some(111), 300, 400)];
+    assert_broken(&judged(history.clone()), &[("count", 1)]);
+    history.blows = vec![failover(Some(110), 300, 400)];
+    assert_clean(history.clone());
+    history.blows.clear();
     history.acts.push(act(7, 1, Verb::Release { delay_us: 0 }, 300));
     assert_clean(history);
 }

@@ -5,12 +5,18 @@
 
 use std::time::Duration;
 
-use super::actor::{Actor, Done, Failed, Held, DURABLE, EXACT, PLAIN, QUEUES};
+use super::actor::{Actor, Done, Failed, Held, Kept, DURABLE, EXACT, PLAIN, QUEUES};
 use super::history::{Us, Verb};
 use super::senders;
 
 /// What the queues have as their visibility_timeout.
 pub const LEASE_US: Us = 2_000_000;
+/// Of what is kept while servers crash and come back: long enough to be written, and to be missed if it was not.
+pub const LONG_LEASE_US: Us = 20_000_000;
+/// When it is finished; well before its end, so that nothing excuses who gives it to somebody else.
+const LONG_HELD_MS: std::ops::RangeInclusive<u64> = 6_000..=12_000;
+/// Readings that one client keeps at a time.
+const KEPT_MAX: usize = 12;
 /// Of those who ask for another one.
 const SHORT_LEASE_MS: std::ops::RangeInclusive<u64> = 20..=400;
 
@@ -36,6 +42,7 @@ const LEVELS: [&str; 5] =
 
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {
+    finish_kept(actor, actor.world.now_us())?;
     match actor.rng.below(25) {
         0..=9 => exactly_once(actor),
         10 => rolled_back(actor),
@@ -47,8 +54,14 @@ pub fn work(actor: &mut Actor) -> Done {
         20 => prolonged(actor),
         21 => too_late(actor),
         22 => own(actor),
+        23 => long_held(actor),
         _ => any(actor),
     }
+}
+
+/// At the end of a round: nobody need wait until leases have ended.
+pub fn end(actor: &mut Actor) -> Done {
+    finish_kept(actor, Us::MAX)
 }
 
 fn name(queue: u8) -> &'static str {
@@ -241,6 +254,30 @@ fn too_late(actor: &mut Actor) -> Done {
     }
     if is_exact {
         actor.commit()?;
+    }
+    Ok(())
+}
+
+/// A long lease, whose work goes on while others are done.
+fn long_held(actor: &mut Actor) -> Done {
+    if actor.kept.len() >= KEPT_MAX {
+        return Ok(());
+    }
+    let queue = if actor.rng.one_in(2) { DURABLE } else { PLAIN };
+    let quantity = actor.rng.between(1, 3);
+    let held = read(actor, queue, quantity, LONG_LEASE_US, 0)?;
+    let held_us = actor.rng.between(*LONG_HELD_MS.start(), *LONG_HELD_MS.end()) * 1_000;
+    if !held.is_empty() {
+        actor.kept.push(Kept { held, until_us: actor.world.now_us() + held_us });
+    }
+    Ok(())
+}
+
+/// Finishes what was to be kept until `now_us`, whatever sessions and servers there were meanwhile.
+fn finish_kept(actor: &mut Actor, now_us: Us) -> Done {
+    while let Some(place) = actor.kept.iter().position(|kept| kept.until_us <= now_us) {
+        let held = actor.kept.swap_remove(place).held;
+        finish(actor, held[0].queue, &held, DELETE)?;
     }
     Ok(())
 }

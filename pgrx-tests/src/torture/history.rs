@@ -115,8 +115,8 @@ pub struct EffectRefused {
 pub enum Blow {
     /// Its memory was lost; what was committed was not.
     Crash,
-    /// Another server took over. If it was not synchronous, what was acknowledged last may be lost.
-    Failover { is_synchronous: bool },
+    /// Another server took over. What was acknowledged by then it has; what came after that may be lost. None: it has all.
+    Failover { kept_until_us: Option<Us> },
     /// The database had no worker, or one that stood still: leases were not written meanwhile.
     WorkerAway,
 }
