@@ -173,8 +173,8 @@ impl<'w> Actor<'w> {
         let asked_us = self.world.now_us();
         let answered_us = self.open_us.unwrap_or(asked_us);
         let result = self.execute("rollback", "ROLLBACK");
-        let (open_us, over_us) =
-            if result.is_ok() { (asked_us, self.world.now_us()) } else { (answered_us, Us::MAX) };
+        let open_us = if result.is_ok() { asked_us } else { answered_us };
+        let over_us = self.world.now_us();
         self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
         result.map_err(|error| self.failed(&error))
     }
@@ -297,7 +297,7 @@ impl<'w> Actor<'w> {
                 }
             }
             (Failed::Session, Some(open_us)) => {
-                self.ended(End { open_us, over_us: Us::MAX, outcome: Outcome::RolledBack });
+                self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
             }
             (Failed::Error, None) if !commits_inside => {
                 self.ended(End { open_us: began_us, over_us, outcome: Outcome::RolledBack });

@@ -23,14 +23,15 @@
 //! What was acknowledged before it may be gone: counted as measured loss. But not what was acknowledged when the standby
 //! was seen to have everything.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use super::claims::{Shorts, Torn};
 use super::history::{
     Act, Answer, Blow, BlowAt, Delivered, EffectRefused, History, Key, Outcome, Sent, Us, Verb,
 };
 
 /// How far the server's wall clock, by which delays are kept, may run from the monotonic one meanwhile.
-const CLOCK_SLACK_US: Us = 5_000;
+pub(super) const CLOCK_SLACK_US: Us = 5_000;
 /// So many examples of each are kept.
 const EXAMPLES_MAX: usize = 5;
 
@@ -54,6 +55,8 @@ pub struct Tables {
     pub ledger: Vec<Key>,
     /// Keys of messages that nobody could read any more.
     pub left: Vec<Key>,
+    /// Keys in the archives, each as often as it is there.
+    pub archived: Vec<Key>,
 }
 
 /// One rule: how often it was broken, and the first examples.
@@ -64,7 +67,7 @@ pub struct Count {
 }
 
 impl Count {
-    fn add(&mut self, example: impl FnOnce() -> String) {
+    pub(super) fn add(&mut self, example: impl FnOnce() -> String) {
         self.broken += 1;
         if self.examples.len() < EXAMPLES_MAX {
             self.examples.push(example());
@@ -83,6 +86,11 @@ pub struct Verdict {
     pub fence: Count,
     pub effect: Count,
     pub count: Count,
+    pub stalled: Count,
+    pub refused_held: Count,
+    pub archive: Count,
+    pub torn: Count,
+    pub lease_id: Count,
 
     pub tried: u64,
     pub acknowledged: u64,
@@ -97,6 +105,8 @@ pub struct Verdict {
     pub forgotten_young: u64,
     /// Those that were a little older, or whose worker was away: neither promised nor excluded.
     pub forgotten_unsure: u64,
+    /// Reads that found less than they were asked for, while nobody was seen who may have had more.
+    pub short: u64,
     /// Leases that were too old to be forgotten when a crash came.
     pub outlived: u64,
     /// Acknowledged sends lost, and finishes undone, by an asynchronous failover.
@@ -106,7 +116,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// The rules, by the names that the report uses.
-    pub fn counts(&self) -> [(&'static str, &Count); 8] {
+    pub fn counts(&self) -> [(&'static str, &Count); 13] {
         [
             ("lost", &self.lost),
             ("phantom", &self.phantom),
@@ -116,6 +126,11 @@ impl Verdict {
             ("fence", &self.fence),
             ("effect", &self.effect),
             ("count", &self.count),
+            ("stalled", &self.stalled),
+            ("refused", &self.refused_held),
+            ("archive", &self.archive),
+            ("torn", &self.torn),
+            ("lease-id", &self.lease_id),
         ]
     }
 
@@ -125,22 +140,27 @@ impl Verdict {
 }
 
 /// Everything about one message.
-struct Message<'a> {
-    key: Key,
+pub(super) struct Message<'a> {
+    pub key: Key,
     sent: Option<&'a Sent>,
     /// By when they returned.
-    delivered: &'a [Delivered],
+    pub delivered: &'a [Delivered],
     /// By when they began.
-    acts: &'a [Act],
+    pub acts: &'a [Act],
     refused: &'a [EffectRefused],
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     rules: Rules,
-    blows: Vec<BlowAt>,
-    ledger: HashSet<Key>,
-    left: HashSet<Key>,
-    verdict: &'a mut Verdict,
+    pub blows: Vec<BlowAt>,
+    pub ledger: HashSet<Key>,
+    pub left: HashSet<Key>,
+    /// How often each key is in the archives.
+    pub archived: HashMap<Key, u32>,
+    pub shorts: Shorts,
+    /// By transaction: those whose end is unknown.
+    pub torn: HashMap<Key, Torn>,
+    pub verdict: &'a mut Verdict,
 }
 
 /// Judges a round.
@@ -156,8 +176,15 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
         blows: history.blows.clone(),
         ledger: tables.ledger.iter().copied().collect(),
         left: tables.left.iter().copied().collect(),
+        archived: HashMap::new(),
+        shorts: Shorts::of(&history),
+        torn: HashMap::new(),
         verdict: &mut verdict,
     };
+    checker.verdict.short = checker.shorts.count();
+    for key in &tables.archived {
+        *checker.archived.entry(*key).or_default() += 1;
+    }
     let (mut sent, mut delivered, mut acts) = (&history.sent[..], &history.delivered[..], &history.acts[..]);
     let mut refused = &history.refused[..];
     while let Some(key) = [
@@ -180,6 +207,8 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
         checker.message(&message);
     }
     checker.effects(&history);
+    checker.not_torn();
+    checker.leases_differ(&history);
     verdict
 }
 
@@ -201,6 +230,8 @@ impl Checker<'_> {
         };
         self.not_phantom_nor_early(message, sent);
         self.not_lost(message, sent);
+        self.not_stalled(message, sent);
+        self.note_torn(message, sent);
         self.not_after_finish(message);
         for (index, second) in message.delivered.iter().enumerate() {
             for first in &message.delivered[..index] {
@@ -210,6 +241,8 @@ impl Checker<'_> {
         }
         self.outlived(message);
         self.fences(message);
+        self.not_refused(message);
+        self.archived_once(message);
         self.effect_once(message);
         self.not_early_again(message);
     }
@@ -276,7 +309,7 @@ impl Checker<'_> {
         }
         let is_finished = self.ledger.contains(&key)
             || message.acts.iter().any(|act| {
-                let may_be_done = act.verb == Verb::Finish && act.answer != Answer::Refused;
+                let may_be_done = act.verb.is_finish() && act.answer != Answer::Refused;
                 may_be_done && act.end.outcome != Outcome::RolledBack
             });
         if is_finished {
@@ -293,7 +326,7 @@ impl Checker<'_> {
     }
 
     /// Whether what was acknowledged at `us` may be lost by a failover that began before `until_us`.
-    fn may_be_undone(&self, us: Us, until_us: Us) -> bool {
+    pub(super) fn may_be_undone(&self, us: Us, until_us: Us) -> bool {
         self.blows.iter().any(|blow| {
             let Blow::Failover { kept_until_us: Some(kept_until_us) } = blow.blow else { return false };
             kept_until_us <= us && us <= blow.to_us && blow.from_us <= until_us
@@ -343,7 +376,7 @@ impl Checker<'_> {
         let mut live_until_us = Self::deadline_us(message, one);
         for act in message.acts.iter().filter(|act| act.lease_id == one.lease_id) {
             match act.verb {
-                Verb::Finish if act.answer == Answer::Done => {
+                Verb::Finish | Verb::Archive if act.answer == Answer::Done => {
                     live_until_us = live_until_us.max(act.end.open_us)
                 }
                 Verb::Retry { .. } | Verb::Release { .. }
@@ -483,7 +516,7 @@ impl Checker<'_> {
                     _ => over_us,
                 });
             let given_back = earlier.iter().find(|other| {
-                let is_ended = matches!(other.verb, Verb::Finish | Verb::Retry { .. } | Verb::Release { .. });
+                let is_ended = !matches!(other.verb, Verb::Extend { .. });
                 let is_sure = other.answer == Answer::Done && other.end.outcome == Outcome::Acknowledged;
                 is_ended && is_sure && other.end.over_us <= act.began_us
             });
@@ -554,6 +587,9 @@ impl Checker<'_> {
                 Some(_) => {}
             }
         }
+        for key in self.archived.keys().filter(|key| known(**key).is_none()) {
+            self.verdict.archive.add(|| format!("{key:x} is in the archive and nobody sent it"));
+        }
         for sent in sent.iter().filter(|sent| sent.queue == self.rules.exact) {
             let is_settled = self.ledger.contains(&sent.key) || self.left.contains(&sent.key);
             let is_excused = self.may_be_undone(sent.end.over_us, Us::MAX);
@@ -572,6 +608,6 @@ enum Forgotten {
     Unsure,
 }
 
-fn is_finished(act: &Act) -> bool {
-    act.verb == Verb::Finish && act.answer == Answer::Done && act.end.outcome == Outcome::Acknowledged
+pub(super) fn is_finished(act: &Act) -> bool {
+    act.verb.is_finish() && act.answer == Answer::Done && act.end.outcome == Outcome::Acknowledged
 }

@@ -6,23 +6,24 @@ use super::history::{
     Act, Answer, Blow, BlowAt, Delivered, EffectRefused, End, History, Key, Outcome, Sent, Us, Verb,
 };
 
-const EXACT: u8 = 0;
-const PLAIN: u8 = 1;
-const LEASE_US: Us = 1_000_000;
-const DURABLE: u8 = 2;
-const RULES: Rules = Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
+pub(super) const EXACT: u8 = 0;
+pub(super) const PLAIN: u8 = 1;
+pub(super) const LEASE_US: Us = 1_000_000;
+pub(super) const DURABLE: u8 = 2;
+pub(super) const RULES: Rules =
+    Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
 
-fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
+pub(super) fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
     End { open_us, over_us, outcome }
 }
 
 /// Sent from 0 to 10.
-fn sent(key: Key, queue: u8, outcome: Outcome) -> Sent {
-    Sent { key, queue, due_us: 0, end: end(0, 10, outcome) }
+pub(super) fn sent(key: Key, queue: u8, outcome: Outcome) -> Sent {
+    Sent { key, queue, transaction: key, due_us: 0, end: end(0, 10, outcome) }
 }
 
 /// Read by a call of 10 us that committed.
-fn read(key: Key, lease_id: i64, began_us: Us) -> Delivered {
+pub(super) fn read(key: Key, lease_id: i64, began_us: Us) -> Delivered {
     Delivered {
         key,
         queue: PLAIN,
@@ -37,13 +38,13 @@ fn read(key: Key, lease_id: i64, began_us: Us) -> Delivered {
 }
 
 /// Done by a call of 10 us that committed.
-fn act(key: Key, lease_id: i64, verb: Verb, began_us: Us) -> Act {
+pub(super) fn act(key: Key, lease_id: i64, verb: Verb, began_us: Us) -> Act {
     let end = end(began_us, began_us + 10, Outcome::Acknowledged);
     Act { key, lease_id, verb, answer: Answer::Done, began_us, returned_us: began_us + 10, end }
 }
 
 /// A message that was sent, read at 100 and finished at 200.
-fn good(key: Key) -> History {
+pub(super) fn good(key: Key) -> History {
     History {
         sent: vec![sent(key, PLAIN, Outcome::Acknowledged)],
         delivered: vec![read(key, 1, 100)],
@@ -53,7 +54,7 @@ fn good(key: Key) -> History {
 }
 
 /// A message that was sent and read at these times, under leases 1, 2, ..., and at last finished.
-fn read_at(times_us: &[Us]) -> History {
+pub(super) fn read_at(times_us: &[Us]) -> History {
     let mut history = good(7);
     history.delivered = (1..).zip(times_us).map(|(lease_id, at_us)| read(7, lease_id, *at_us)).collect();
     let last_us = times_us.last().copied().unwrap_or_default();
@@ -61,28 +62,28 @@ fn read_at(times_us: &[Us]) -> History {
     history
 }
 
-fn crash(from_us: Us, to_us: Us) -> BlowAt {
+pub(super) fn crash(from_us: Us, to_us: Us) -> BlowAt {
     BlowAt { blow: Blow::Crash, from_us, to_us }
 }
 
-fn failover(kept_until_us: Option<Us>, from_us: Us, to_us: Us) -> BlowAt {
+pub(super) fn failover(kept_until_us: Option<Us>, from_us: Us, to_us: Us) -> BlowAt {
     BlowAt { blow: Blow::Failover { kept_until_us }, from_us, to_us }
 }
 
-fn judged(history: History) -> Verdict {
+pub(super) fn judged(history: History) -> Verdict {
     check(history, &Tables::default(), RULES)
 }
 
 /// The rules that are broken, with how often.
 #[track_caller]
-fn assert_broken(verdict: &Verdict, expected: &[(&str, u64)]) {
+pub(super) fn assert_broken(verdict: &Verdict, expected: &[(&str, u64)]) {
     let broken: Vec<(&str, u64)> =
         verdict.counts().iter().filter(|(_, c)| c.broken > 0).map(|(name, c)| (*name, c.broken)).collect();
     assert_eq!(broken, expected, "{verdict:?}");
 }
 
 #[track_caller]
-fn assert_clean(history: History) -> Verdict {
+pub(super) fn assert_clean(history: History) -> Verdict {
     let verdict = judged(history);
     assert_broken(&verdict, &[]);
     verdict
@@ -91,7 +92,10 @@ fn assert_clean(history: History) -> Verdict {
 #[test]
 fn good_history_is_clean_and_counted() {
     let mut history = good(7);
-    history.append(good(8));
+    let mut other = good(8);
+    other.delivered[0].lease_id = 2;
+    other.acts[0].lease_id = 2;
+    history.append(other);
     history.sent.push(sent(9, PLAIN, Outcome::Unknown));
     history.sent.push(sent(10, PLAIN, Outcome::RolledBack));
     let verdict = assert_clean(history);
@@ -112,7 +116,7 @@ fn lost_when_delivered_and_gone_unfinished() {
     assert_broken(&judged(history.clone()), &[("lost", 1)]);
     // A finish that was refused or rolled back is none; one whose commit is unknown may be.
     history.acts = vec![Act { answer: Answer::Refused, ..act(7, 1, Verb::Finish, 200) }];
-    assert_broken(&judged(history.clone()), &[("lost", 1)]);
+    assert_broken(&judged(history.clone()), &[("lost", 1), ("refused", 1)]);
     history.acts = vec![Act { end: end(205, 210, Outcome::RolledBack), ..act(7, 1, Verb::Finish, 200) }];
     assert_broken(&judged(history.clone()), &[("lost", 1)]);
     history.acts = vec![Act { end: end(205, Us::MAX, Outcome::Unknown), ..act(7, 1, Verb::Finish, 200) }];
@@ -252,7 +256,7 @@ fn no_concurrent_when_given_back() {
         // Refused, or rolled back, it gave nothing back.
         let mut history = read_at(&[100, 500_000]);
         spoil(&mut history, Act { answer: Answer::Refused, ..act(7, 1, verb, 300) });
-        assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
+        assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1), ("refused", 1)]);
         let mut history = read_at(&[100, 500_000]);
         spoil(&mut history, Act { end: end(305, 310, Outcome::RolledBack), ..act(7, 1, verb, 300) });
         assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
@@ -365,7 +369,7 @@ fn fence_when_it_was_given_back() {
 fn effect_when_the_ledger_differs() {
     let mut history = good(7);
     history.sent[0].queue = EXACT;
-    let ledger = |keys: &[Key]| Tables { ledger: keys.to_vec(), left: Vec::new() };
+    let ledger = |keys: &[Key]| Tables { ledger: keys.to_vec(), ..Tables::default() };
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     assert_broken(&check(history.clone(), &ledger(&[]), RULES), &[("effect", 1)]);
     assert_broken(&check(history.clone(), &ledger(&[7, 8]), RULES), &[("effect", 1)]);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::actor::{Actor, Done, Failed, Held, Kept, DURABLE, EXACT, PLAIN, QUEUES};
-use super::history::{Us, Verb};
+use super::history::{Short, Unseen, Us, Verb};
 use super::senders;
 
 /// What the queues have as their visibility_timeout.
@@ -84,12 +84,43 @@ fn ids(held: &[Held]) -> (Vec<i64>, Vec<i64>) {
 fn read(actor: &mut Actor, queue: u8, quantity: u64, lease_us: Us, wait_ms: u64) -> Done<Vec<Held>> {
     let call = if wait_ms > 0 { "read_waiting" } else { "read" };
     let numbers = [quantity as i64, lease_us as i64, wait_ms as i64];
-    actor.read(call, READ, &[&name(queue), &numbers[0], &numbers[1], &numbers[2]], lease_us)
+    let began_us = actor.world.now_us();
+    let result = actor.read(call, READ, &[&name(queue), &numbers[0], &numbers[1], &numbers[2]], lease_us);
+    let returned_us = actor.world.now_us();
+    match &result {
+        Ok(held) if (held.len() as u64) < quantity => {
+            actor.log.short(Short { queue, began_us, returned_us });
+        }
+        Ok(_) => {}
+        Err(failed) => unseen(actor, queue, began_us, lease_us, failed),
+    }
+    result
+}
+
+/// A call that takes has failed: with its session, its leases may last. With an ERROR all is undone.
+fn unseen(actor: &mut Actor, queue: u8, from_us: Us, lease_us: Us, failed: &Failed) {
+    /// A session's server may outlive what its client sees of it.
+    const LINGERS_US: Us = 1_000_000;
+    let now_us = actor.world.now_us();
+    let to_us = match failed {
+        Failed::Error => now_us,
+        Failed::Session => now_us + lease_us + LINGERS_US,
+    };
+    actor.log.unseen(Unseen { queue, from_us, to_us });
+}
+
+/// The same of a call that does not say what it takes.
+fn telling_nothing(actor: &mut Actor, call: impl FnOnce(&mut Actor) -> Done) -> Done {
+    let from_us = actor.world.now_us();
+    let result = call(actor);
+    unseen(actor, EXACT, from_us, LEASE_US, result.as_ref().err().unwrap_or(&Failed::Error));
+    result
 }
 
 fn finish(actor: &mut Actor, queue: u8, held: &[Held], sql: &'static str) -> Done<Vec<i64>> {
     let (msg_ids, lease_ids) = ids(held);
-    actor.act("finish", sql, &[&name(queue), &msg_ids, &lease_ids], held, Verb::Finish)
+    let verb = if sql == ARCHIVE { Verb::Archive } else { Verb::Finish };
+    actor.act("finish", sql, &[&name(queue), &msg_ids, &lease_ids], held, verb)
 }
 
 fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
@@ -148,12 +179,12 @@ fn rolled_back(actor: &mut Actor) -> Done {
 
 fn in_procedure(actor: &mut Actor) -> Done {
     // Nothing of it is logged: what it did is in the ledger.
-    actor.committing("consume_committing", CONSUME_COMMITTING, &[&10_i64])
+    telling_nothing(actor, |actor| actor.committing("consume_committing", CONSUME_COMMITTING, &[&10_i64]))
 }
 
 fn popping(actor: &mut Actor) -> Done {
     let quantity = actor.rng.between(1, 20) as i64;
-    actor.effect(POP, &[&quantity], &[])
+    telling_nothing(actor, |actor| actor.effect(POP, &[&quantity], &[]))
 }
 
 fn at_least_once(actor: &mut Actor) -> Done {
@@ -180,7 +211,12 @@ fn chained(actor: &mut Actor) -> Done {
         let (msg_ids, lease_ids) = ids(&held);
         let parameters: [&(dyn postgres::types::ToSql + Sync); 5] =
             [&name(PLAIN), &msg_ids, &lease_ids, &quantity, &is_strict];
-        held = actor.act_and_read(DELETE_AND_READ, &parameters, &held, LEASE_US, is_strict)?;
+        let began_us = actor.world.now_us();
+        let result = actor.act_and_read(DELETE_AND_READ, &parameters, &held, LEASE_US, is_strict);
+        if let Err(failed) = &result {
+            unseen(actor, PLAIN, began_us, LEASE_US, failed);
+        }
+        held = result?;
     }
     finish(actor, PLAIN, &held, DELETE)?;
     Ok(())
@@ -303,7 +339,12 @@ fn own(actor: &mut Actor) -> Done {
 fn any(actor: &mut Actor) -> Done {
     let names = [name(PLAIN), name(DURABLE)];
     let quantity = actor.rng.between(1, 20) as i64;
-    let held = actor.read("read_any", READ_ANY, &[&&names[..], &quantity, &20_i64], LEASE_US)?;
+    let began_us = actor.world.now_us();
+    let result = actor.read("read_any", READ_ANY, &[&&names[..], &quantity, &20_i64], LEASE_US);
+    if let Err(failed) = &result {
+        [PLAIN, DURABLE].into_iter().for_each(|queue| unseen(actor, queue, began_us, LEASE_US, failed));
+    }
+    let held = result?;
     for queue in [PLAIN, DURABLE] {
         let of_queue: Vec<Held> = held.iter().filter(|one| one.queue == queue).copied().collect();
         if !of_queue.is_empty() {

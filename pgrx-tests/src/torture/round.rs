@@ -323,9 +323,12 @@ impl Round<'_> {
         let mut keys = |sql: &str| -> Result<Vec<Key>> {
             Ok(client.query(sql, &[])?.iter().map(|row| row.get::<_, i64>(0) as Key).collect())
         };
-        let mut tables = Tables { ledger: keys("SELECT key FROM ledger")?, left: Vec::new() };
+        let mut tables = Tables { ledger: keys("SELECT key FROM ledger")?, ..Tables::default() };
         for queue in QUEUES {
             tables.left.extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue.{queue}"))?);
+            tables
+                .archived
+                .extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue_archive.{queue}"))?);
         }
         Ok(tables)
     }
