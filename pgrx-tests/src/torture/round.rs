@@ -37,7 +37,7 @@ const UNSEEN_US: Us = 1_000_000;
 const FLUSH_MS: u64 = 300;
 const FLUSH_SLACK_US: Us = 1_500_000;
 /// Now and then nothing strikes for so long that leases are written before the next crash.
-const QUIET: Duration = Duration::from_millis(2_500);
+const QUIET: Duration = Duration::from_secs(4);
 
 /// How a round is run.
 pub struct Plan {
