@@ -145,7 +145,7 @@ pub enum Blow {
     Crash,
     /// Another server took over. What was acknowledged by then it has; what came after that may be lost. None: it has all.
     Failover { kept_until_us: Option<Us> },
-    /// The database had no worker, or one that stood still: leases were not written meanwhile.
+    /// The database had no worker, or nobody could look whether it had: perhaps no leases were written meanwhile.
     WorkerAway,
 }
 
