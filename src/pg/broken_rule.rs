@@ -19,6 +19,10 @@ pub enum Rule {
     no_fence,
     /// A lease ends after a tenth of its time.
     short_leases,
+    /// The worker takes leases for written, and writes none.
+    skip_lease_flush,
+    /// A read of a queue with durable leases does not wait until they are written, and the worker takes its time.
+    no_durable_wait,
 }
 
 static BREAK_RULE: GucSetting<Rule> = GucSetting::<Rule>::new(Rule::none);

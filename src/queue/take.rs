@@ -92,6 +92,9 @@ fn take_ready(
     let mut given = 0;
     let (pid, lxid) = (latch::my_pid(), latch::my_lxid());
     let is_durable = queue.settings.durable_leases;
+    #[cfg(feature = "wait_points")]
+    let mut is_durable = is_durable;
+    crate::if_broken!(no_durable_wait, { is_durable = false });
     let flush_us = if is_durable { 0 } else { settings::lease_flush_us() };
     let mut leases = Vec::new();
     let mut leases_until_us = NEVER_US;

@@ -90,6 +90,7 @@ fn write(database: u32, batch: &mut Vec<Due>, interval_us: i64) {
     }
     crate::wait_point!("lease-write");
     let done = worker::transaction("writing leases", || {
+        crate::if_broken!(skip_lease_flush, { return Ok(()) });
         upsert(&due, clock::now());
         Ok(())
     });

@@ -44,6 +44,13 @@ pub struct Held {
     pub lease_id: i64,
 }
 
+/// What a client keeps for long, and when it means to finish it.
+#[derive(Debug)]
+pub struct Kept {
+    pub held: Vec<Held>,
+    pub until_us: Us,
+}
+
 struct Returned {
     rows: Vec<Row>,
     began_us: Us,
@@ -54,6 +61,7 @@ pub struct Actor<'w> {
     pub world: &'w World,
     pub rng: Rng,
     pub log: Log,
+    pub kept: Vec<Kept>,
     seat: Arc<Seat>,
     client: Option<Client>,
     statements: HashMap<&'static str, Statement>,
@@ -76,6 +84,7 @@ impl<'w> Actor<'w> {
             world,
             rng,
             log,
+            kept: Vec::new(),
             seat,
             client: None,
             statements: HashMap::new(),
@@ -88,8 +97,9 @@ impl<'w> Actor<'w> {
         }
     }
 
-    /// Works on one session after the other until the round is over, then hands in the log.
-    pub fn run(mut self, mut work: impl FnMut(&mut Self) -> Done) {
+    /// Works on one session after the other until the round is over, then does what is to be done at the end, if its
+    /// session still stands, and hands in the log.
+    pub fn run(mut self, mut work: impl FnMut(&mut Self) -> Done, at_end: impl FnOnce(&mut Self) -> Done) {
         while !self.world.is_over() {
             if self.client.is_none() && !self.connect() {
                 break;
@@ -100,6 +110,7 @@ impl<'w> Actor<'w> {
                 let _ = self.rollback();
             }
         }
+        let _ = at_end(&mut self);
         self.hand_in();
     }
 
@@ -162,8 +173,8 @@ impl<'w> Actor<'w> {
         let asked_us = self.world.now_us();
         let answered_us = self.open_us.unwrap_or(asked_us);
         let result = self.execute("rollback", "ROLLBACK");
-        let (open_us, over_us) =
-            if result.is_ok() { (asked_us, self.world.now_us()) } else { (answered_us, Us::MAX) };
+        let open_us = if result.is_ok() { asked_us } else { answered_us };
+        let over_us = self.world.now_us();
         self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
         result.map_err(|error| self.failed(&error))
     }
@@ -286,7 +297,7 @@ impl<'w> Actor<'w> {
                 }
             }
             (Failed::Session, Some(open_us)) => {
-                self.ended(End { open_us, over_us: Us::MAX, outcome: Outcome::RolledBack });
+                self.ended(End { open_us, over_us, outcome: Outcome::RolledBack });
             }
             (Failed::Error, None) if !commits_inside => {
                 self.ended(End { open_us: began_us, over_us, outcome: Outcome::RolledBack });

@@ -16,20 +16,22 @@
 //! # The exception after a crash
 //!
 //! A lease younger than the flush interval may be forgotten by a crash: counted, not held against anybody. An older
-//! one must survive, where the worker had [`Rules::flush_slack_us`] to write it and was not itself away.
+//! one must survive, if since then there was a worker for [`Rules::flush_slack_us`] at one go to write it.
 //!
 //! # After an asynchronous failover
 //!
-//! What was acknowledged before it may be gone: counted as measured loss.
+//! What was acknowledged before it may be gone: counted as measured loss. But not what was acknowledged when the standby
+//! was seen to have everything.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use super::claims::{Shorts, Torn};
 use super::history::{
     Act, Answer, Blow, BlowAt, Delivered, EffectRefused, History, Key, Outcome, Sent, Us, Verb,
 };
 
 /// How far the server's wall clock, by which delays are kept, may run from the monotonic one meanwhile.
-const CLOCK_SLACK_US: Us = 5_000;
+pub(super) const CLOCK_SLACK_US: Us = 5_000;
 /// So many examples of each are kept.
 const EXAMPLES_MAX: usize = 5;
 
@@ -53,6 +55,8 @@ pub struct Tables {
     pub ledger: Vec<Key>,
     /// Keys of messages that nobody could read any more.
     pub left: Vec<Key>,
+    /// Keys in the archives, each as often as it is there.
+    pub archived: Vec<Key>,
 }
 
 /// One rule: how often it was broken, and the first examples.
@@ -63,7 +67,7 @@ pub struct Count {
 }
 
 impl Count {
-    fn add(&mut self, example: impl FnOnce() -> String) {
+    pub(super) fn add(&mut self, example: impl FnOnce() -> String) {
         self.broken += 1;
         if self.examples.len() < EXAMPLES_MAX {
             self.examples.push(example());
@@ -82,6 +86,11 @@ pub struct Verdict {
     pub fence: Count,
     pub effect: Count,
     pub count: Count,
+    pub stalled: Count,
+    pub refused_held: Count,
+    pub archive: Count,
+    pub torn: Count,
+    pub lease_id: Count,
 
     pub tried: u64,
     pub acknowledged: u64,
@@ -96,6 +105,10 @@ pub struct Verdict {
     pub forgotten_young: u64,
     /// Those that were a little older, or whose worker was away: neither promised nor excluded.
     pub forgotten_unsure: u64,
+    /// Reads that found less than they were asked for, while nobody was seen who may have had more.
+    pub short: u64,
+    /// Leases that were too old to be forgotten when a crash came.
+    pub outlived: u64,
     /// Acknowledged sends lost, and finishes undone, by an asynchronous failover.
     pub failover_lost: u64,
     pub failover_undone: u64,
@@ -103,7 +116,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// The rules, by the names that the report uses.
-    pub fn counts(&self) -> [(&'static str, &Count); 8] {
+    pub fn counts(&self) -> [(&'static str, &Count); 13] {
         [
             ("lost", &self.lost),
             ("phantom", &self.phantom),
@@ -113,6 +126,11 @@ impl Verdict {
             ("fence", &self.fence),
             ("effect", &self.effect),
             ("count", &self.count),
+            ("stalled", &self.stalled),
+            ("refused", &self.refused_held),
+            ("archive", &self.archive),
+            ("torn", &self.torn),
+            ("lease-id", &self.lease_id),
         ]
     }
 
@@ -122,22 +140,27 @@ impl Verdict {
 }
 
 /// Everything about one message.
-struct Message<'a> {
-    key: Key,
+pub(super) struct Message<'a> {
+    pub key: Key,
     sent: Option<&'a Sent>,
     /// By when they returned.
-    delivered: &'a [Delivered],
+    pub delivered: &'a [Delivered],
     /// By when they began.
-    acts: &'a [Act],
+    pub acts: &'a [Act],
     refused: &'a [EffectRefused],
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     rules: Rules,
-    blows: Vec<BlowAt>,
-    ledger: HashSet<Key>,
-    left: HashSet<Key>,
-    verdict: &'a mut Verdict,
+    pub blows: Vec<BlowAt>,
+    pub ledger: HashSet<Key>,
+    pub left: HashSet<Key>,
+    /// How often each key is in the archives.
+    pub archived: HashMap<Key, u32>,
+    pub shorts: Shorts,
+    /// By transaction: those whose end is unknown.
+    pub torn: HashMap<Key, Torn>,
+    pub verdict: &'a mut Verdict,
 }
 
 /// Judges a round.
@@ -153,8 +176,15 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
         blows: history.blows.clone(),
         ledger: tables.ledger.iter().copied().collect(),
         left: tables.left.iter().copied().collect(),
+        archived: HashMap::new(),
+        shorts: Shorts::of(&history),
+        torn: HashMap::new(),
         verdict: &mut verdict,
     };
+    checker.verdict.short = checker.shorts.count();
+    for key in &tables.archived {
+        *checker.archived.entry(*key).or_default() += 1;
+    }
     let (mut sent, mut delivered, mut acts) = (&history.sent[..], &history.delivered[..], &history.acts[..]);
     let mut refused = &history.refused[..];
     while let Some(key) = [
@@ -177,6 +207,8 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
         checker.message(&message);
     }
     checker.effects(&history);
+    checker.not_torn();
+    checker.leases_differ(&history);
     verdict
 }
 
@@ -198,6 +230,8 @@ impl Checker<'_> {
         };
         self.not_phantom_nor_early(message, sent);
         self.not_lost(message, sent);
+        self.not_stalled(message, sent);
+        self.note_torn(message, sent);
         self.not_after_finish(message);
         for (index, second) in message.delivered.iter().enumerate() {
             for first in &message.delivered[..index] {
@@ -205,7 +239,10 @@ impl Checker<'_> {
                 self.counted(message, first, second);
             }
         }
+        self.outlived(message);
         self.fences(message);
+        self.not_refused(message);
+        self.archived_once(message);
         self.effect_once(message);
         self.not_early_again(message);
     }
@@ -272,13 +309,13 @@ impl Checker<'_> {
         }
         let is_finished = self.ledger.contains(&key)
             || message.acts.iter().any(|act| {
-                let may_be_done = act.verb == Verb::Finish && act.answer != Answer::Refused;
+                let may_be_done = act.verb.is_finish() && act.answer != Answer::Refused;
                 may_be_done && act.end.outcome != Outcome::RolledBack
             });
         if is_finished {
             return;
         }
-        if self.lossy_failover(sent.end.over_us, Us::MAX) {
+        if self.may_be_undone(sent.end.over_us, Us::MAX) {
             self.verdict.failover_lost += 1;
             return;
         }
@@ -288,17 +325,19 @@ impl Checker<'_> {
         });
     }
 
-    /// Whether a failover that may lose what was acknowledged came after `us`, and began before `until_us`.
-    fn lossy_failover(&self, us: Us, until_us: Us) -> bool {
-        let is_lossy = |blow: &BlowAt| blow.blow == Blow::Failover { is_synchronous: false };
-        self.blows.iter().any(|blow| is_lossy(blow) && blow.to_us >= us && blow.from_us <= until_us)
+    /// Whether what was acknowledged at `us` may be lost by a failover that began before `until_us`.
+    pub(super) fn may_be_undone(&self, us: Us, until_us: Us) -> bool {
+        self.blows.iter().any(|blow| {
+            let Blow::Failover { kept_until_us: Some(kept_until_us) } = blow.blow else { return false };
+            kept_until_us <= us && us <= blow.to_us && blow.from_us <= until_us
+        })
     }
 
     fn not_after_finish(&mut self, message: &Message) {
         let acts = message.acts.iter().filter(|act| is_finished(act));
         let Some(finish) = acts.min_by_key(|act| act.end.over_us) else { return };
         for one in message.delivered.iter().filter(|one| one.began_us >= finish.end.over_us) {
-            if self.lossy_failover(finish.end.open_us, one.returned_us) {
+            if self.may_be_undone(finish.end.over_us, one.returned_us) {
                 self.verdict.failover_undone += 1;
                 continue;
             }
@@ -337,7 +376,7 @@ impl Checker<'_> {
         let mut live_until_us = Self::deadline_us(message, one);
         for act in message.acts.iter().filter(|act| act.lease_id == one.lease_id) {
             match act.verb {
-                Verb::Finish if act.answer == Answer::Done => {
+                Verb::Finish | Verb::Archive if act.answer == Answer::Done => {
                     live_until_us = live_until_us.max(act.end.open_us)
                 }
                 Verb::Retry { .. } | Verb::Release { .. }
@@ -393,11 +432,11 @@ impl Checker<'_> {
         let is_known = first.returned_us <= second.began_us && first.end.outcome == Outcome::Acknowledged;
         let is_uncounted =
             |act: &Act| matches!(act.verb, Verb::Release { .. }) && act.answer != Answer::Refused;
-        let is_failover = |blow: &BlowAt| matches!(blow.blow, Blow::Failover { .. });
         if first.queue != self.rules.durable || !is_known || second.count > first.count {
             return;
         }
-        if message.acts.iter().any(is_uncounted) || self.blows.iter().any(is_failover) {
+        let is_undone = self.may_be_undone(first.returned_us, second.returned_us);
+        if message.acts.iter().any(is_uncounted) || is_undone {
             return;
         }
         self.verdict.count.add(|| format!("{:x} was not counted: {first:?}, {second:?}", message.key));
@@ -411,24 +450,52 @@ impl Checker<'_> {
         if first.returned_us > second.began_us {
             return Some(Forgotten::Young);
         }
+        self.forgotten_by(crash, message, first)
+    }
+
+    fn forgotten_by(&self, crash: &BlowAt, message: &Message, first: &Delivered) -> Option<Forgotten> {
         let committed_us = match first.end.outcome {
             Outcome::Acknowledged => first.end.over_us,
             _ => return Some(Forgotten::Young), // its transaction died in the crash, or may have
         };
-        if committed_us + self.rules.flush_us >= crash.from_us {
+        let lost_from_us = match crash.blow {
+            Blow::Failover { kept_until_us } => kept_until_us.unwrap_or(Us::MAX).min(crash.from_us),
+            Blow::Crash | Blow::WorkerAway => crash.from_us,
+        };
+        let writable_us = committed_us + self.rules.flush_us;
+        if writable_us >= lost_from_us {
             return Some(Forgotten::Young);
         }
-        let was_away = self.blows.iter().any(|blow| {
-            let writable_us = committed_us + self.rules.flush_us;
-            blow.blow == Blow::WorkerAway && blow.to_us >= writable_us && blow.from_us <= crash.from_us
-        });
         // A finish, or a change of its end, that was under way keeps the new end from being written.
         let was_moving = message.acts.iter().any(|act| {
             let is_near = act.returned_us.saturating_add(self.rules.flush_us + self.rules.flush_slack_us);
-            act.lease_id == first.lease_id && act.began_us <= crash.to_us && is_near >= crash.from_us
+            act.lease_id == first.lease_id && act.began_us <= crash.to_us && is_near >= lost_from_us
         });
-        let was_written = committed_us + self.rules.flush_us + self.rules.flush_slack_us < crash.from_us;
-        (!was_written || was_away || was_moving).then_some(Forgotten::Unsure)
+        (was_moving || !self.had_worker(writable_us, lost_from_us)).then_some(Forgotten::Unsure)
+    }
+
+    /// Counts the leases that went on over a crash and could not be forgotten: of so many it would have been noticed.
+    fn outlived(&mut self, message: &Message) {
+        for one in message.delivered {
+            let live_until_us = Self::live_until_us(message, one);
+            let is_crash = |blow: &&BlowAt| blow.blow != Blow::WorkerAway && blow.to_us >= one.began_us;
+            let Some(crash) = self.blows.iter().find(is_crash) else { continue };
+            if crash.to_us < live_until_us && self.forgotten_by(crash, message, one).is_none() {
+                self.verdict.outlived += 1;
+            }
+        }
+    }
+
+    /// Whether there was a worker between the two for so long at one go that it had its turn.
+    fn had_worker(&self, from_us: Us, until_us: Us) -> bool {
+        let mut since_us = from_us;
+        for blow in self.blows.iter().filter(|blow| blow.blow == Blow::WorkerAway && blow.to_us >= from_us) {
+            if blow.from_us.min(until_us) > since_us + self.rules.flush_slack_us {
+                return true;
+            }
+            since_us = since_us.max(blow.to_us);
+        }
+        until_us > since_us + self.rules.flush_slack_us
     }
 
     /// A finish, retry, release or extension is refused once its lease is lost.
@@ -449,7 +516,7 @@ impl Checker<'_> {
                     _ => over_us,
                 });
             let given_back = earlier.iter().find(|other| {
-                let is_ended = matches!(other.verb, Verb::Finish | Verb::Retry { .. } | Verb::Release { .. });
+                let is_ended = !matches!(other.verb, Verb::Extend { .. });
                 let is_sure = other.answer == Answer::Done && other.end.outcome == Outcome::Acknowledged;
                 is_ended && is_sure && other.end.over_us <= act.began_us
             });
@@ -460,9 +527,9 @@ impl Checker<'_> {
             });
             let why = if act.began_us > over_from_us + CLOCK_SLACK_US {
                 "its lease had ended"
-            } else if let (true, Some(_)) = (self.is_undisturbed(of, act), given_back) {
+            } else if given_back.is_some_and(|other| !self.may_be_undone(other.end.over_us, act.returned_us)) {
                 "its lease was given back"
-            } else if successor.is_some() {
+            } else if successor.is_some_and(|next| !self.may_be_undone(next.returned_us, act.returned_us)) {
                 "another lease was given since"
             } else {
                 continue;
@@ -471,11 +538,6 @@ impl Checker<'_> {
                 format!("{:x}: {act:?} was accepted, and {why}: {of:?}, {:?}", message.key, message.acts)
             });
         }
-    }
-
-    /// No failover that may have undone what was acknowledged.
-    fn is_undisturbed(&self, of: &Delivered, act: &Act) -> bool {
-        !self.lossy_failover(of.began_us, act.returned_us)
     }
 
     /// After a retry or release with a delay it does not come before that.
@@ -487,7 +549,8 @@ impl Checker<'_> {
             }
             let due_us = act.began_us + delay_us;
             for one in message.delivered.iter().filter(|one| one.began_us >= act.end.over_us) {
-                if one.returned_us + CLOCK_SLACK_US < due_us && self.is_undisturbed(one, act) {
+                let is_early = one.returned_us + CLOCK_SLACK_US < due_us;
+                if is_early && !self.may_be_undone(act.end.over_us, one.returned_us) {
                     self.verdict.early.add(|| {
                         format!("{:x} came again before its delay was over: {act:?}, {one:?}", message.key)
                     });
@@ -524,9 +587,12 @@ impl Checker<'_> {
                 Some(_) => {}
             }
         }
+        for key in self.archived.keys().filter(|key| known(**key).is_none()) {
+            self.verdict.archive.add(|| format!("{key:x} is in the archive and nobody sent it"));
+        }
         for sent in sent.iter().filter(|sent| sent.queue == self.rules.exact) {
             let is_settled = self.ledger.contains(&sent.key) || self.left.contains(&sent.key);
-            let is_excused = self.lossy_failover(sent.end.open_us, Us::MAX);
+            let is_excused = self.may_be_undone(sent.end.over_us, Us::MAX);
             if sent.end.outcome == Outcome::Acknowledged && !is_settled && !is_excused {
                 self.verdict.effect.add(|| format!("{:x} is gone and not in the ledger", sent.key));
             }
@@ -542,6 +608,6 @@ enum Forgotten {
     Unsure,
 }
 
-fn is_finished(act: &Act) -> bool {
-    act.verb == Verb::Finish && act.answer == Answer::Done && act.end.outcome == Outcome::Acknowledged
+pub(super) fn is_finished(act: &Act) -> bool {
+    act.verb.is_finish() && act.answer == Answer::Done && act.end.outcome == Outcome::Acknowledged
 }

@@ -6,23 +6,24 @@ use super::history::{
     Act, Answer, Blow, BlowAt, Delivered, EffectRefused, End, History, Key, Outcome, Sent, Us, Verb,
 };
 
-const EXACT: u8 = 0;
-const PLAIN: u8 = 1;
-const LEASE_US: Us = 1_000_000;
-const DURABLE: u8 = 2;
-const RULES: Rules = Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
+pub(super) const EXACT: u8 = 0;
+pub(super) const PLAIN: u8 = 1;
+pub(super) const LEASE_US: Us = 1_000_000;
+pub(super) const DURABLE: u8 = 2;
+pub(super) const RULES: Rules =
+    Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
 
-fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
+pub(super) fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
     End { open_us, over_us, outcome }
 }
 
 /// Sent from 0 to 10.
-fn sent(key: Key, queue: u8, outcome: Outcome) -> Sent {
-    Sent { key, queue, due_us: 0, end: end(0, 10, outcome) }
+pub(super) fn sent(key: Key, queue: u8, outcome: Outcome) -> Sent {
+    Sent { key, queue, transaction: key, due_us: 0, end: end(0, 10, outcome) }
 }
 
 /// Read by a call of 10 us that committed.
-fn read(key: Key, lease_id: i64, began_us: Us) -> Delivered {
+pub(super) fn read(key: Key, lease_id: i64, began_us: Us) -> Delivered {
     Delivered {
         key,
         queue: PLAIN,
@@ -37,13 +38,13 @@ fn read(key: Key, lease_id: i64, began_us: Us) -> Delivered {
 }
 
 /// Done by a call of 10 us that committed.
-fn act(key: Key, lease_id: i64, verb: Verb, began_us: Us) -> Act {
+pub(super) fn act(key: Key, lease_id: i64, verb: Verb, began_us: Us) -> Act {
     let end = end(began_us, began_us + 10, Outcome::Acknowledged);
     Act { key, lease_id, verb, answer: Answer::Done, began_us, returned_us: began_us + 10, end }
 }
 
 /// A message that was sent, read at 100 and finished at 200.
-fn good(key: Key) -> History {
+pub(super) fn good(key: Key) -> History {
     History {
         sent: vec![sent(key, PLAIN, Outcome::Acknowledged)],
         delivered: vec![read(key, 1, 100)],
@@ -53,7 +54,7 @@ fn good(key: Key) -> History {
 }
 
 /// A message that was sent and read at these times, under leases 1, 2, ..., and at last finished.
-fn read_at(times_us: &[Us]) -> History {
+pub(super) fn read_at(times_us: &[Us]) -> History {
     let mut history = good(7);
     history.delivered = (1..).zip(times_us).map(|(lease_id, at_us)| read(7, lease_id, *at_us)).collect();
     let last_us = times_us.last().copied().unwrap_or_default();
@@ -61,24 +62,28 @@ fn read_at(times_us: &[Us]) -> History {
     history
 }
 
-fn crash(from_us: Us, to_us: Us) -> BlowAt {
+pub(super) fn crash(from_us: Us, to_us: Us) -> BlowAt {
     BlowAt { blow: Blow::Crash, from_us, to_us }
 }
 
-fn judged(history: History) -> Verdict {
+pub(super) fn failover(kept_until_us: Option<Us>, from_us: Us, to_us: Us) -> BlowAt {
+    BlowAt { blow: Blow::Failover { kept_until_us }, from_us, to_us }
+}
+
+pub(super) fn judged(history: History) -> Verdict {
     check(history, &Tables::default(), RULES)
 }
 
 /// The rules that are broken, with how often.
 #[track_caller]
-fn assert_broken(verdict: &Verdict, expected: &[(&str, u64)]) {
+pub(super) fn assert_broken(verdict: &Verdict, expected: &[(&str, u64)]) {
     let broken: Vec<(&str, u64)> =
         verdict.counts().iter().filter(|(_, c)| c.broken > 0).map(|(name, c)| (*name, c.broken)).collect();
     assert_eq!(broken, expected, "{verdict:?}");
 }
 
 #[track_caller]
-fn assert_clean(history: History) -> Verdict {
+pub(super) fn assert_clean(history: History) -> Verdict {
     let verdict = judged(history);
     assert_broken(&verdict, &[]);
     verdict
@@ -87,7 +92,10 @@ fn assert_clean(history: History) -> Verdict {
 #[test]
 fn good_history_is_clean_and_counted() {
     let mut history = good(7);
-    history.append(good(8));
+    let mut other = good(8);
+    other.delivered[0].lease_id = 2;
+    other.acts[0].lease_id = 2;
+    history.append(other);
     history.sent.push(sent(9, PLAIN, Outcome::Unknown));
     history.sent.push(sent(10, PLAIN, Outcome::RolledBack));
     let verdict = assert_clean(history);
@@ -108,7 +116,7 @@ fn lost_when_delivered_and_gone_unfinished() {
     assert_broken(&judged(history.clone()), &[("lost", 1)]);
     // A finish that was refused or rolled back is none; one whose commit is unknown may be.
     history.acts = vec![Act { answer: Answer::Refused, ..act(7, 1, Verb::Finish, 200) }];
-    assert_broken(&judged(history.clone()), &[("lost", 1)]);
+    assert_broken(&judged(history.clone()), &[("lost", 1), ("refused", 1)]);
     history.acts = vec![Act { end: end(205, 210, Outcome::RolledBack), ..act(7, 1, Verb::Finish, 200) }];
     assert_broken(&judged(history.clone()), &[("lost", 1)]);
     history.acts = vec![Act { end: end(205, Us::MAX, Outcome::Unknown), ..act(7, 1, Verb::Finish, 200) }];
@@ -125,10 +133,15 @@ fn lost_when_left_in_its_table() {
 #[test]
 fn lost_in_asynchronous_failover_is_measured_and_otherwise_lost() {
     let mut history = History { sent: vec![sent(7, PLAIN, Outcome::Acknowledged)], ..History::default() };
-    let blow = |is_synchronous| BlowAt { blow: Blow::Failover { is_synchronous }, from_us: 50, to_us: 60 };
-    history.blows = vec![blow(false)];
+    history.blows = vec![failover(Some(10), 50, 60)];
     assert_eq!(assert_clean(history.clone()).failover_lost, 1);
-    history.blows = vec![blow(true)];
+    history.blows = vec![failover(None, 50, 60)];
+    assert_broken(&judged(history.clone()), &[("lost", 1)]);
+    // The standby had it already.
+    history.blows = vec![failover(Some(11), 50, 60)];
+    assert_broken(&judged(history.clone()), &[("lost", 1)]);
+    // Sent to the new server.
+    history.blows = vec![failover(Some(0), 5, 9)];
     assert_broken(&judged(history), &[("lost", 1)]);
 }
 
@@ -171,6 +184,12 @@ fn early_when_before_the_retry_is_due() {
     let mut history = read_at(&[100, 100_000]);
     history.acts.push(act(7, 1, Verb::Retry { delay_us: 300_000 }, 200));
     assert_broken(&judged(history.clone()), &[("early", 1)]);
+    // An asynchronous failover may have undone it.
+    history.blows = vec![failover(Some(210), 50_000, 60_000)];
+    assert_clean(history.clone());
+    history.blows = vec![failover(Some(211), 50_000, 60_000)];
+    assert_broken(&judged(history.clone()), &[("early", 1)]);
+    history.blows.clear();
     history.acts[1].verb = Verb::Retry { delay_us: 99_000 };
     assert_clean(history);
 }
@@ -183,8 +202,11 @@ fn doubled_when_delivered_after_its_finish() {
     // A crash is no excuse: what is committed is committed.
     history.blows = vec![crash(1_000, 2_000)];
     assert_broken(&judged(history.clone()), &[("doubled", 1)]);
-    history.blows = vec![BlowAt { blow: Blow::Failover { is_synchronous: false }, ..crash(1_000, 2_000) }];
-    assert_eq!(assert_clean(history).failover_undone, 1);
+    history.blows = vec![failover(Some(210), 1_000, 2_000)];
+    assert_eq!(assert_clean(history.clone()).failover_undone, 1);
+    // The standby had the finish already.
+    history.blows = vec![failover(Some(211), 1_000, 2_000)];
+    assert_broken(&judged(history), &[("doubled", 1)]);
 }
 
 #[test]
@@ -234,7 +256,7 @@ fn no_concurrent_when_given_back() {
         // Refused, or rolled back, it gave nothing back.
         let mut history = read_at(&[100, 500_000]);
         spoil(&mut history, Act { answer: Answer::Refused, ..act(7, 1, verb, 300) });
-        assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
+        assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1), ("refused", 1)]);
         let mut history = read_at(&[100, 500_000]);
         spoil(&mut history, Act { end: end(305, 310, Outcome::RolledBack), ..act(7, 1, verb, 300) });
         assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
@@ -287,9 +309,30 @@ fn young_lease_may_be_forgotten_by_a_crash_and_an_old_one_not() {
     let mut history = with_lease_of_10_s(2_000_000);
     history.blows.push(BlowAt { blow: Blow::WorkerAway, from_us: 900_000, to_us: 1_900_000 });
     assert_eq!(assert_clean(history).forgotten_unsure, 1);
+    // That it went with the crash, or a moment before, excuses nothing.
+    let mut history = with_lease_of_10_s(2_000_000);
+    history.blows.push(BlowAt { blow: Blow::WorkerAway, from_us: 1_900_000, to_us: 3_000_000 });
+    assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
+    // Of an asynchronous failover it counts what the standby had.
+    let mut history = with_lease_of_10_s(2_000_000);
+    history.blows = vec![failover(Some(1_200_000), 2_000_000, 2_001_000)];
+    assert_eq!(assert_clean(history.clone()).forgotten_unsure, 1);
+    history.blows = vec![failover(Some(1_700_000), 2_000_000, 2_001_000)];
+    assert_broken(&judged(history), &[("doubled", 1), ("concurrent", 1)]);
     // A crash after both leases were given excuses nothing.
     let verdict = judged(with_lease_of_10_s(6_000_000));
     assert_broken(&verdict, &[("doubled", 1), ("concurrent", 1)]);
+}
+
+#[test]
+fn leases_that_no_crash_might_forget_are_counted() {
+    let mut history = read_at(&[100]);
+    history.delivered[0].lease_us = 10_000_000;
+    history.acts[0] = act(7, 1, Verb::Finish, 6_000_000);
+    history.blows = vec![crash(2_000_000, 2_001_000)];
+    assert_eq!(assert_clean(history.clone()).outlived, 1);
+    history.blows = vec![crash(500_000, 501_000), crash(2_000_000, 2_001_000)];
+    assert_eq!(assert_clean(history).outlived, 0);
 }
 
 #[test]
@@ -326,7 +369,7 @@ fn fence_when_it_was_given_back() {
 fn effect_when_the_ledger_differs() {
     let mut history = good(7);
     history.sent[0].queue = EXACT;
-    let ledger = |keys: &[Key]| Tables { ledger: keys.to_vec(), left: Vec::new() };
+    let ledger = |keys: &[Key]| Tables { ledger: keys.to_vec(), ..Tables::default() };
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     assert_broken(&check(history.clone(), &ledger(&[]), RULES), &[("effect", 1)]);
     assert_broken(&check(history.clone(), &ledger(&[7, 8]), RULES), &[("effect", 1)]);
@@ -354,6 +397,14 @@ fn count_when_a_durable_lease_was_not_counted() {
     history.delivered[1].count = 2;
     assert_clean(history.clone());
     history.delivered[1].count = 1;
+    // Only a failover between the two may have undone the first.
+    history.blows = vec![failover(Some(0), 50, 60), failover(Some(0), 6_000_000, 6_000_010)];
+    assert_broken(&judged(history.clone()), &[("count", 1)]);
+    history.blows = vec![failover(Some(111), 300, 400)];
+    assert_broken(&judged(history.clone()), &[("count", 1)]);
+    history.blows = vec![failover(Some(110), 300, 400)];
+    assert_clean(history.clone());
+    history.blows.clear();
     history.acts.push(act(7, 1, Verb::Release { delay_us: 0 }, 300));
     assert_clean(history);
 }

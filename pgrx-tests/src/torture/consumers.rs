@@ -5,12 +5,18 @@
 
 use std::time::Duration;
 
-use super::actor::{Actor, Done, Failed, Held, DURABLE, EXACT, PLAIN, QUEUES};
-use super::history::{Us, Verb};
+use super::actor::{Actor, Done, Failed, Held, Kept, DURABLE, EXACT, PLAIN, QUEUES};
+use super::history::{Short, Unseen, Us, Verb};
 use super::senders;
 
 /// What the queues have as their visibility_timeout.
 pub const LEASE_US: Us = 2_000_000;
+/// Of what is kept while servers crash and come back: long enough to be written, and to be missed if it was not.
+pub const LONG_LEASE_US: Us = 20_000_000;
+/// When it is finished; well before its end, so that nothing excuses who gives it to somebody else.
+const LONG_HELD_MS: std::ops::RangeInclusive<u64> = 6_000..=12_000;
+/// Readings that one client keeps at a time.
+const KEPT_MAX: usize = 12;
 /// Of those who ask for another one.
 const SHORT_LEASE_MS: std::ops::RangeInclusive<u64> = 20..=400;
 
@@ -36,6 +42,7 @@ const LEVELS: [&str; 5] =
 
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {
+    finish_kept(actor, actor.world.now_us())?;
     match actor.rng.below(25) {
         0..=9 => exactly_once(actor),
         10 => rolled_back(actor),
@@ -47,8 +54,14 @@ pub fn work(actor: &mut Actor) -> Done {
         20 => prolonged(actor),
         21 => too_late(actor),
         22 => own(actor),
+        23 => long_held(actor),
         _ => any(actor),
     }
+}
+
+/// At the end of a round: nobody need wait until leases have ended.
+pub fn end(actor: &mut Actor) -> Done {
+    finish_kept(actor, Us::MAX)
 }
 
 fn name(queue: u8) -> &'static str {
@@ -71,12 +84,43 @@ fn ids(held: &[Held]) -> (Vec<i64>, Vec<i64>) {
 fn read(actor: &mut Actor, queue: u8, quantity: u64, lease_us: Us, wait_ms: u64) -> Done<Vec<Held>> {
     let call = if wait_ms > 0 { "read_waiting" } else { "read" };
     let numbers = [quantity as i64, lease_us as i64, wait_ms as i64];
-    actor.read(call, READ, &[&name(queue), &numbers[0], &numbers[1], &numbers[2]], lease_us)
+    let began_us = actor.world.now_us();
+    let result = actor.read(call, READ, &[&name(queue), &numbers[0], &numbers[1], &numbers[2]], lease_us);
+    let returned_us = actor.world.now_us();
+    match &result {
+        Ok(held) if (held.len() as u64) < quantity => {
+            actor.log.short(Short { queue, began_us, returned_us });
+        }
+        Ok(_) => {}
+        Err(failed) => unseen(actor, queue, began_us, lease_us, failed),
+    }
+    result
+}
+
+/// A call that takes has failed: with its session, its leases may last. With an ERROR all is undone.
+fn unseen(actor: &mut Actor, queue: u8, from_us: Us, lease_us: Us, failed: &Failed) {
+    /// A session's server may outlive what its client sees of it.
+    const LINGERS_US: Us = 1_000_000;
+    let now_us = actor.world.now_us();
+    let to_us = match failed {
+        Failed::Error => now_us,
+        Failed::Session => now_us + lease_us + LINGERS_US,
+    };
+    actor.log.unseen(Unseen { queue, from_us, to_us });
+}
+
+/// The same of a call that does not say what it takes.
+fn telling_nothing(actor: &mut Actor, call: impl FnOnce(&mut Actor) -> Done) -> Done {
+    let from_us = actor.world.now_us();
+    let result = call(actor);
+    unseen(actor, EXACT, from_us, LEASE_US, result.as_ref().err().unwrap_or(&Failed::Error));
+    result
 }
 
 fn finish(actor: &mut Actor, queue: u8, held: &[Held], sql: &'static str) -> Done<Vec<i64>> {
     let (msg_ids, lease_ids) = ids(held);
-    actor.act("finish", sql, &[&name(queue), &msg_ids, &lease_ids], held, Verb::Finish)
+    let verb = if sql == ARCHIVE { Verb::Archive } else { Verb::Finish };
+    actor.act("finish", sql, &[&name(queue), &msg_ids, &lease_ids], held, verb)
 }
 
 fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
@@ -135,12 +179,12 @@ fn rolled_back(actor: &mut Actor) -> Done {
 
 fn in_procedure(actor: &mut Actor) -> Done {
     // Nothing of it is logged: what it did is in the ledger.
-    actor.committing("consume_committing", CONSUME_COMMITTING, &[&10_i64])
+    telling_nothing(actor, |actor| actor.committing("consume_committing", CONSUME_COMMITTING, &[&10_i64]))
 }
 
 fn popping(actor: &mut Actor) -> Done {
     let quantity = actor.rng.between(1, 20) as i64;
-    actor.effect(POP, &[&quantity], &[])
+    telling_nothing(actor, |actor| actor.effect(POP, &[&quantity], &[]))
 }
 
 fn at_least_once(actor: &mut Actor) -> Done {
@@ -167,7 +211,12 @@ fn chained(actor: &mut Actor) -> Done {
         let (msg_ids, lease_ids) = ids(&held);
         let parameters: [&(dyn postgres::types::ToSql + Sync); 5] =
             [&name(PLAIN), &msg_ids, &lease_ids, &quantity, &is_strict];
-        held = actor.act_and_read(DELETE_AND_READ, &parameters, &held, LEASE_US, is_strict)?;
+        let began_us = actor.world.now_us();
+        let result = actor.act_and_read(DELETE_AND_READ, &parameters, &held, LEASE_US, is_strict);
+        if let Err(failed) = &result {
+            unseen(actor, PLAIN, began_us, LEASE_US, failed);
+        }
+        held = result?;
     }
     finish(actor, PLAIN, &held, DELETE)?;
     Ok(())
@@ -245,6 +294,30 @@ fn too_late(actor: &mut Actor) -> Done {
     Ok(())
 }
 
+/// A long lease, whose work goes on while others are done.
+fn long_held(actor: &mut Actor) -> Done {
+    if actor.kept.len() >= KEPT_MAX {
+        return Ok(());
+    }
+    let queue = if actor.rng.one_in(2) { DURABLE } else { PLAIN };
+    let quantity = actor.rng.between(1, 3);
+    let held = read(actor, queue, quantity, LONG_LEASE_US, 0)?;
+    let held_us = actor.rng.between(*LONG_HELD_MS.start(), *LONG_HELD_MS.end()) * 1_000;
+    if !held.is_empty() {
+        actor.kept.push(Kept { held, until_us: actor.world.now_us() + held_us });
+    }
+    Ok(())
+}
+
+/// Finishes what was to be kept until `now_us`, whatever sessions and servers there were meanwhile.
+fn finish_kept(actor: &mut Actor, now_us: Us) -> Done {
+    while let Some(place) = actor.kept.iter().position(|kept| kept.until_us <= now_us) {
+        let held = actor.kept.swap_remove(place).held;
+        finish(actor, held[0].queue, &held, DELETE)?;
+    }
+    Ok(())
+}
+
 /// Sends and reads in one transaction: what others sent comes first, then its own.
 fn own(actor: &mut Actor) -> Done {
     actor.begin("read committed")?;
@@ -266,7 +339,12 @@ fn own(actor: &mut Actor) -> Done {
 fn any(actor: &mut Actor) -> Done {
     let names = [name(PLAIN), name(DURABLE)];
     let quantity = actor.rng.between(1, 20) as i64;
-    let held = actor.read("read_any", READ_ANY, &[&&names[..], &quantity, &20_i64], LEASE_US)?;
+    let began_us = actor.world.now_us();
+    let result = actor.read("read_any", READ_ANY, &[&&names[..], &quantity, &20_i64], LEASE_US);
+    if let Err(failed) = &result {
+        [PLAIN, DURABLE].into_iter().for_each(|queue| unseen(actor, queue, began_us, LEASE_US, failed));
+    }
+    let held = result?;
     for queue in [PLAIN, DURABLE] {
         let of_queue: Vec<Held> = held.iter().filter(|one| one.queue == queue).copied().collect();
         if !of_queue.is_empty() {

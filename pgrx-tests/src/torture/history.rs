@@ -31,7 +31,8 @@ pub struct End {
     /// Until then the transaction was surely open: when its end was asked for, if that was answered, or else when the
     /// last answer within it came.
     pub open_us: Us,
-    /// From then on it was surely over, if the outcome is known.
+    /// From then on it was surely over, if it is known to have committed; and if it was rolled back, or will be as soon
+    /// as its server notices that its session has gone.
     pub over_us: Us,
     pub outcome: Outcome,
 }
@@ -44,6 +45,8 @@ const OPEN: End = End { open_us: 0, over_us: Us::MAX, outcome: Outcome::Unknown 
 pub struct Sent {
     pub key: Key,
     pub queue: u8,
+    /// The same for all that are committed together, or not at all: the key of the first.
+    pub transaction: Key,
     /// It may not be delivered before this: when its transaction began, and the delay that was asked for.
     pub due_us: Us,
     pub end: End,
@@ -68,14 +71,23 @@ pub struct Delivered {
 /// What a client does about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// Delete, archive: the message is done with.
+    /// Deleted: the message is done with.
     Finish,
+    /// Done with, and to be found in the archive.
+    Archive,
     /// Again, after a delay.
     Retry { delay_us: Us },
     /// Given back, perhaps after a delay.
     Release { delay_us: Us },
     /// The lease ends so long from now.
     Extend { lease_us: Us },
+}
+
+impl Verb {
+    /// Whether the message is done with.
+    pub fn is_finish(self) -> bool {
+        matches!(self, Self::Finish | Self::Archive)
+    }
 }
 
 /// What came of it.
@@ -110,14 +122,30 @@ pub struct EffectRefused {
     pub at_us: Us,
 }
 
+/// A read that gave less than it was asked for: there was no more that it could have given.
+#[derive(Clone, Copy, Debug)]
+pub struct Short {
+    pub queue: u8,
+    pub began_us: Us,
+    pub returned_us: Us,
+}
+
+/// Meanwhile a call may have had messages of a queue that nobody was told of: it failed, or it does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct Unseen {
+    pub queue: u8,
+    pub from_us: Us,
+    pub to_us: Us,
+}
+
 /// What befell the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
     /// Its memory was lost; what was committed was not.
     Crash,
-    /// Another server took over. If it was not synchronous, what was acknowledged last may be lost.
-    Failover { is_synchronous: bool },
-    /// The database had no worker, or one that stood still: leases were not written meanwhile.
+    /// Another server took over. What was acknowledged by then it has; what came after that may be lost. None: it has all.
+    Failover { kept_until_us: Option<Us> },
+    /// The database had no worker, or nobody could look whether it had: perhaps no leases were written meanwhile.
     WorkerAway,
 }
 
@@ -138,6 +166,8 @@ pub struct History {
     pub acts: Vec<Act>,
     pub blows: Vec<BlowAt>,
     pub refused: Vec<EffectRefused>,
+    pub short: Vec<Short>,
+    pub unseen: Vec<Unseen>,
 }
 
 impl History {
@@ -147,6 +177,8 @@ impl History {
         self.acts.append(&mut other.acts);
         self.blows.append(&mut other.blows);
         self.refused.append(&mut other.refused);
+        self.short.append(&mut other.short);
+        self.unseen.append(&mut other.unseen);
     }
 }
 
@@ -193,8 +225,20 @@ impl Log {
         let first = (u64::from(self.client) << SENT_BITS) | self.next;
         self.next += messages as u64;
         let keys: Vec<Key> = (first..).take(messages).collect();
-        self.history.sent.extend(keys.iter().map(|key| Sent { key: *key, queue, due_us, end: OPEN }));
+        let transaction = self.history.sent.get(self.open_from.sent).map_or(first, |sent| sent.transaction);
+        self.history.sent.extend(keys.iter().map(|key| Sent {
+            key: *key,
+            queue,
+            transaction,
+            due_us,
+            end: OPEN,
+        }));
         keys
+    }
+
+    /// What was announced since `from` is committed one by one.
+    pub fn each_alone(&mut self, from: Mark) {
+        self.history.sent[from.sent..].iter_mut().for_each(|sent| sent.transaction = sent.key);
     }
 
     /// A read returned this; its end is still open.
@@ -214,6 +258,14 @@ impl Log {
             act.answer = answer(act);
             act.returned_us = returned_us;
         }
+    }
+
+    pub fn short(&mut self, short: Short) {
+        self.history.short.push(short);
+    }
+
+    pub fn unseen(&mut self, unseen: Unseen) {
+        self.history.unseen.push(unseen);
     }
 
     pub fn effect_refused(&mut self, refused: EffectRefused) {

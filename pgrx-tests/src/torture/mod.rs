@@ -3,7 +3,7 @@
 //!
 //! From below: `rng` (choices from a seed), `history` (what clients saw), `world` (where they live), `faults` (what
 //! is done to them), `actor` (a client's session: calls, transactions, and their outcome), `senders` and `consumers`
-//! (what they do), `checker` (the verdict, from the history alone), `round` (all of it once), `report`.
+//! (what they do), `checker` and `claims` (the verdict, from the history alone), `round` (all of it once), `report`.
 //!
 //! A seed decides what clients and faults choose; when it happens is the machine's. So a seed repeats a run's shape,
 //! not its every step.
@@ -12,6 +12,9 @@ mod actor;
 pub mod checker;
 #[cfg(test)]
 mod checker_tests;
+mod claims;
+#[cfg(test)]
+mod claims_tests;
 mod consumers;
 pub mod faults;
 pub mod history;

@@ -60,7 +60,7 @@ fn mean(sum: u64, count: u64) -> f64 {
 }
 
 impl Outcome {
-    fn figures(&self) -> [(&'static str, u64); 12] {
+    fn figures(&self) -> [(&'static str, u64); 14] {
         let verdict = &self.verdict;
         [
             ("sends tried", verdict.tried),
@@ -71,8 +71,10 @@ impl Outcome {
             ("deliveries", verdict.deliveries),
             ("finishes acknowledged", verdict.finishes),
             ("finishes and the like refused", verdict.refused),
+            ("reads that came back short, nobody near", verdict.short),
             ("young leases forgotten (the exception)", verdict.forgotten_young),
             ("leases forgotten that may have been written", verdict.forgotten_unsure),
+            ("leases that no crash might forget", verdict.outlived),
             ("lost in an asynchronous failover", verdict.failover_lost),
             ("undone by an asynchronous failover", verdict.failover_undone),
         ]

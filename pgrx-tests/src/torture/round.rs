@@ -32,8 +32,12 @@ const CALL_LIMIT: Duration = Duration::from_secs(60);
 const LAST_TRIES: u32 = 5;
 /// How often the database is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-const FLUSH_MS: u64 = 1_000;
-const FLUSH_SLACK_US: Us = 3_000_000;
+/// So long without a look, and nobody knows whether there was a worker.
+const UNSEEN_US: Us = 1_000_000;
+const FLUSH_MS: u64 = 300;
+const FLUSH_SLACK_US: Us = 1_500_000;
+/// Now and then nothing strikes for so long that leases are written before the next crash.
+const QUIET: Duration = Duration::from_secs(4);
 
 /// How a round is run.
 pub struct Plan {
@@ -44,7 +48,10 @@ pub struct Plan {
     pub consumers: u32,
     /// Leave fsync on. No fault here needs it: what a killed process has written is in the kernel.
     pub is_durable: bool,
-    /// At the end: without a message for so long there comes none. No lease, delay or backoff here is over two seconds.
+    /// One strike in so many comes after [`QUIET`].
+    pub quiet_one_in: u64,
+    /// At the end: without a message for so long there comes none. No lease here is over 20 seconds
+    /// ([`consumers::LONG_LEASE_US`]), no delay or backoff over two.
     pub drain_limit: Duration,
     /// Break this rule of the engine, in a build that can (`pg_queue.break_rule`).
     pub break_rule: Option<String>,
@@ -152,11 +159,11 @@ impl Round<'_> {
             let mut clients = Vec::new();
             for number in 0..senders {
                 let actor = Actor::new(world, "sender", false, rng.fork(u64::from(number) + 1));
-                clients.push(scope.spawn(move || actor.run(senders::work)));
+                clients.push(scope.spawn(move || actor.run(senders::work, |_| Ok(()))));
             }
             for number in 0..consumers {
                 let actor = Actor::new(world, "consumer", true, rng.fork(u64::from(number) + 1_000));
-                clients.push(scope.spawn(move || actor.run(consumers::work)));
+                clients.push(scope.spawn(move || actor.run(consumers::work, consumers::end)));
             }
             let struck = self.strike_on(&mut faults, &mut rng.fork(0), begun);
             world.end();
@@ -216,6 +223,9 @@ impl Round<'_> {
         let mut last_tries = 0;
         loop {
             self.await_progress()?;
+            if rng.one_in(self.plan.quiet_one_in) {
+                std::thread::sleep(QUIET);
+            }
             let is_over = begun.elapsed() >= self.plan.length;
             let open: Vec<usize> =
                 (0..faults.len()).filter(|at| self.strikes[faults[*at].name()].hits == 0).collect();
@@ -313,9 +323,12 @@ impl Round<'_> {
         let mut keys = |sql: &str| -> Result<Vec<Key>> {
             Ok(client.query(sql, &[])?.iter().map(|row| row.get::<_, i64>(0) as Key).collect())
         };
-        let mut tables = Tables { ledger: keys("SELECT key FROM ledger")?, left: Vec::new() };
+        let mut tables = Tables { ledger: keys("SELECT key FROM ledger")?, ..Tables::default() };
         for queue in QUEUES {
             tables.left.extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue.{queue}"))?);
+            tables
+                .archived
+                .extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue_archive.{queue}"))?);
         }
         Ok(tables)
     }
@@ -388,11 +401,12 @@ fn watch(world: &World, looks: &AtomicBool) {
             world.counters.backlog.store(backlog, Relaxed);
         }
         let has_worker = seen.is_some_and(|(_, has_worker)| has_worker);
+        let now_us = world.now_us();
         if has_worker {
-            if is_away {
+            if is_away || now_us > last_us + UNSEEN_US {
                 world.befell(Blow::WorkerAway, last_us);
             }
-            last_us = world.now_us();
+            last_us = now_us;
         }
         is_away = !has_worker;
         std::thread::sleep(LOOK_EVERY);
@@ -404,7 +418,7 @@ fn watch(world: &World, looks: &AtomicBool) {
 
 fn look(world: &World, client: &mut Option<Client>) -> Option<(u64, bool)> {
     const WORKER: &str = "SELECT FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' \
-        AND datname = current_database() AND wait_event_type IS NOT NULL";
+        AND datname = current_database()";
     if client.is_none() {
         *client = world.admin().ok();
     }

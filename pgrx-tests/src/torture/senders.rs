@@ -108,7 +108,9 @@ fn deep(actor: &mut Actor, queue: u8) -> Done {
 }
 
 fn committing(actor: &mut Actor, queue: u8) -> Done {
+    let mark = actor.log.mark();
     let keys = actor.keys(queue, 5, 0);
+    actor.log.each_alone(mark);
     actor.committing("send_committing", SEND_COMMITTING, &[&name(queue), &keys])
 }
 

@@ -115,12 +115,12 @@ impl World {
         Arc::clone(&lock(&self.cluster))
     }
 
-    /// From now on clients go to another server, which takes connections. `from_us`: before the first was struck.
-    /// Returns the old one, which must not take connections any more.
-    pub fn fail_over(&self, to: Arc<Cluster>, is_synchronous: bool, from_us: Us) -> Arc<Cluster> {
+    /// From now on clients go to another server, which takes connections. `from_us`: before the first was struck;
+    /// `kept_until_us`: see [`Blow::Failover`]. Returns the old one, which must not take connections any more.
+    pub fn fail_over(&self, to: Arc<Cluster>, kept_until_us: Option<Us>, from_us: Us) -> Arc<Cluster> {
         let old = std::mem::replace(&mut *lock(&self.cluster), to);
         self.counters.crashes_caused.store(0, SeqCst); // the new one's log knows of none
-        self.befell(Blow::Failover { is_synchronous }, from_us);
+        self.befell(Blow::Failover { kept_until_us }, from_us);
         old
     }
 

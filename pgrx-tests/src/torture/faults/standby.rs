@@ -15,6 +15,7 @@ use super::{catch, Fault, Proof, Struck};
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::disk::Disk;
 use crate::processes;
+use crate::torture::history::Us;
 use crate::torture::rng::Rng;
 use crate::torture::world::World;
 use crate::wait::poll;
@@ -91,11 +92,15 @@ fn make_synchronous(primary: &mut Client) -> Result<()> {
 }
 
 /// Keeps the standby from receiving until clients have heard of commits that it does not have. Returns the process that
-/// stands still.
-fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Result<u32> {
+/// stands still, and a time by which the standby had whatever was acknowledged.
+fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Result<(u32, Us)> {
     let mut client = standby.connect("postgres")?;
     let receiver: i32 = client.query_one("SELECT pid FROM pg_stat_wal_receiver", &[])?.get(0);
     let receiver = u32::try_from(receiver).context("a PID is positive")?;
+    let kept_until_us = world.now_us();
+    let lsn: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?.get(0);
+    let sql = format!("SELECT bool_or(flush_lsn >= '{lsn}') FROM pg_stat_replication");
+    wait_true(primary, LIMIT, "the standby has what was acknowledged", &sql)?;
     processes::send(receiver, Signal::SIGSTOP)?;
     let behind =
         "SELECT coalesce(pg_current_wal_flush_lsn() - min(sent_lsn), 0)::int8 FROM pg_stat_replication";
@@ -108,7 +113,7 @@ fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Resul
     let before = acknowledged();
     poll(LIMIT, || (acknowledged() >= before + BEHIND_MIN).then_some(()))
         .context("nothing is acknowledged any more")?;
-    Ok(receiver)
+    Ok((receiver, kept_until_us))
 }
 
 impl Fault for Promotion {
@@ -161,7 +166,7 @@ impl Fault for Promotion {
         let from_us = world.now_us();
         let old = primary.postmaster_pid()?;
         primary.kill_all()?;
-        if let Some(receiver) = stopped {
+        if let Some((receiver, _)) = stopped {
             processes::send(receiver, Signal::SIGCONT)?;
         }
         let mut admin = standby.connect("postgres")?;
@@ -170,7 +175,7 @@ impl Fault for Promotion {
             bail!("the standby was not promoted; its log:\n{}", standby.log_tail());
         }
         let new = standby.postmaster_pid()?;
-        world.fail_over(Arc::new(standby), self.is_synchronous, from_us);
+        world.fail_over(Arc::new(standby), stopped.map(|(_, kept_until_us)| kept_until_us), from_us);
         let seen = format!("postmaster {old} was killed, {new} took over");
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls: open.len(), seen }))
     }
