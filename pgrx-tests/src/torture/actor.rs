@@ -4,7 +4,7 @@
 //! Owns that judgement: an ERROR rolls back; a connection lost before COMMIT was sent rolls back; one lost after that
 //! leaves it unknown, and so does a lost call outside a transaction. What clients do is `senders`' and `consumers`'.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use postgres::{Client, Row, Statement};
 
 use super::history::{Act, Answer, Delivered, EffectRefused, End, Key, Log, Mark, Outcome, Us, Verb};
 use super::rng::Rng;
+use super::tally::{self, Tally};
 use super::world::{Seat, World};
 
 /// The queues of a round, by the number that stands in the history.
@@ -59,6 +60,8 @@ pub struct Actor<'w> {
     statements: HashMap<&'static str, Statement>,
     /// A transaction is open; when the last answer in it came.
     open_us: Option<Us>,
+    /// Of that transaction.
+    level: &'static str,
     /// An ERROR rolls back to savepoint s, set when the log stood here.
     savepoint: Option<Mark>,
     /// Keys that the open transaction sends.
@@ -66,7 +69,7 @@ pub struct Actor<'w> {
     patience_ms: u32,
     /// What a unique index had already when the last ERROR came.
     key_exists: Option<Key>,
-    errors: BTreeMap<String, u64>,
+    tally: Tally,
 }
 
 impl<'w> Actor<'w> {
@@ -80,11 +83,12 @@ impl<'w> Actor<'w> {
             client: None,
             statements: HashMap::new(),
             open_us: None,
+            level: tally::ALONE,
             savepoint: None,
             own: Vec::new(),
             patience_ms: 0,
             key_exists: None,
-            errors: BTreeMap::new(),
+            tally: Tally::default(),
         }
     }
 
@@ -104,7 +108,7 @@ impl<'w> Actor<'w> {
     }
 
     pub fn hand_in(self) {
-        self.world.note_errors(self.errors);
+        self.world.note_tally(self.tally);
         self.world.hand_in(self.log);
     }
 
@@ -128,6 +132,7 @@ impl<'w> Actor<'w> {
             "repeatable read" => "BEGIN ISOLATION LEVEL REPEATABLE READ",
             _ => "BEGIN",
         };
+        self.level = isolation;
         self.plain("begin", sql)?;
         self.open_us = Some(self.world.now_us());
         Ok(())
@@ -209,9 +214,25 @@ impl<'w> Actor<'w> {
         let Some(client) = &mut self.client else { return Ok(()) };
         self.seat.opens(call, self.world.now_us());
         let result = client.batch_execute(sql);
+        self.closes(call, result.is_err());
+        if result.is_ok() {
+            self.did(call, true);
+        }
+        result
+    }
+
+    /// A call is over.
+    fn closes(&mut self, call: &'static str, is_failed: bool) {
         self.seat.closes();
         self.world.counters.calls.fetch_add(1, Relaxed);
-        result
+        let calls = self.tally.of(call, self.level);
+        calls.tried += 1;
+        calls.failed += u64::from(is_failed);
+    }
+
+    /// Whether a call that was answered came to something.
+    fn did(&mut self, call: &'static str, something: bool) {
+        self.tally.of(call, self.level).done += u64::from(something);
     }
 
     /// One statement. `commits_inside`: it may have committed some of its work before it fails.
@@ -223,20 +244,25 @@ impl<'w> Actor<'w> {
         commits_inside: bool,
     ) -> Done<Returned> {
         self.be_patient()?;
+        // Without an answer the round is over.
+        let Ok(types) = self.world.parameter_types(sql) else { return Err(Failed::Session) };
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
         self.seat.opens(call, began_us);
-        let statement = match self.statements.get(sql) {
-            Some(statement) => Ok(statement.clone()),
-            None => client.prepare(sql),
+        let result = match (types, self.statements.get(sql)) {
+            // Through a pooler nothing that was prepared is there the next time.
+            (Some(types), _) => {
+                let typed: Vec<_> = parameters.iter().copied().zip(types).collect();
+                client.query_typed(sql, &typed)
+            }
+            (None, Some(statement)) => client.query(statement, parameters),
+            (None, None) => client.prepare(sql).and_then(|statement| {
+                let rows = client.query(&statement, parameters);
+                self.statements.insert(sql, statement);
+                rows
+            }),
         };
-        let result = statement.and_then(|statement| {
-            let rows = client.query(&statement, parameters);
-            self.statements.insert(sql, statement);
-            rows
-        });
-        self.seat.closes();
-        self.world.counters.calls.fetch_add(1, Relaxed);
+        self.closes(call, result.is_err());
         let returned_us = self.world.now_us();
         match result {
             Ok(rows) => {
@@ -297,8 +323,8 @@ impl<'w> Actor<'w> {
     }
 
     fn failed(&mut self, error: &postgres::Error) -> Failed {
-        let code = error.code().map_or("connection", |code| code.code()).to_owned();
-        *self.errors.entry(code.clone()).or_default() += 1;
+        let code = error.code().map_or(tally::CONNECTION, |code| code.code()).to_owned();
+        *self.tally.errors.entry(code.clone()).or_default() += 1;
         if matches!(code.as_str(), "57014" | "55P03") {
             self.world.counters.cut_off.fetch_add(1, Relaxed);
         }
@@ -314,6 +340,7 @@ impl<'w> Actor<'w> {
 
     fn ended(&mut self, end: End) {
         self.open_us = None;
+        self.level = tally::ALONE;
         self.savepoint = None;
         self.own.clear();
         let (sent, delivered, acts) = self.log.ended(end);
@@ -346,6 +373,7 @@ impl<'w> Actor<'w> {
     /// A statement that returns nothing that is logged, such as one that sends what was announced by [`Actor::keys`].
     pub fn send(&mut self, call: &'static str, sql: &'static str, parameters: &[&(dyn ToSql + Sync)]) -> Done {
         let returned = self.call(call, sql, parameters, false)?;
+        self.did(call, true);
         self.answered(&returned);
         Ok(())
     }
@@ -358,6 +386,7 @@ impl<'w> Actor<'w> {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Done {
         let returned = self.call(call, sql, parameters, true)?;
+        self.did(call, true);
         self.answered(&returned);
         Ok(())
     }
@@ -374,10 +403,10 @@ impl<'w> Actor<'w> {
             let _ = std::io::Write::write_all(&mut writer, rows.as_bytes());
             writer.finish()
         });
-        self.seat.closes();
-        self.world.counters.calls.fetch_add(1, Relaxed);
+        self.closes("copy", result.is_err());
         match result {
             Ok(_) => {
+                self.did("copy", true);
                 // A cancel may come after the answer, and then COMMIT would roll back without a word.
                 self.plain("copy", "SELECT")?;
                 self.commit()
@@ -398,6 +427,7 @@ impl<'w> Actor<'w> {
     ) -> Done<Vec<Held>> {
         let returned = self.call(call, sql, parameters, false)?;
         let held = self.log_delivered(&returned, lease_us);
+        self.did(call, !held.is_empty());
         self.answered(&returned);
         Ok(held)
     }
@@ -440,6 +470,7 @@ impl<'w> Actor<'w> {
         let returned = self.call(call, sql, parameters, false)?;
         let done: Vec<i64> = returned.rows.iter().filter_map(|row| row.get(0)).collect();
         self.log_answers(mark, returned.returned_us, on, &done);
+        self.did(call, !done.is_empty());
         self.answered(&returned);
         Ok(done)
     }
@@ -470,6 +501,7 @@ impl<'w> Actor<'w> {
             self.log.answered(mark, returned.returned_us, |_| Answer::Done);
         }
         let held = self.log_delivered(&returned, lease_us);
+        self.did("delete_and_read", !held.is_empty());
         self.answered(&returned);
         Ok(held)
     }
@@ -482,7 +514,9 @@ impl<'w> Actor<'w> {
             let lease_id = held.iter().find(|one| one.key == key).map(|one| one.lease_id);
             self.log.effect_refused(EffectRefused { key, lease_id, at_us: self.world.now_us() });
         }
-        self.answered(&result?);
+        let returned = result?;
+        self.did("ledger", true);
+        self.answered(&returned);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::actor::{Actor, Done, Failed, Held, DURABLE, EXACT, PLAIN, QUEUES};
 use super::history::{Us, Verb};
 use super::senders;
+use super::tally::{Kind, ALONE};
 
 /// What the queues have as their visibility_timeout.
 pub const LEASE_US: Us = 2_000_000;
@@ -33,6 +34,31 @@ const POP: &str = "INSERT INTO ledger SELECT (message ->> 'k')::int8, lease_id F
 
 const LEVELS: [&str; 5] =
     ["read committed", "read committed", "read committed", "repeatable read", "serializable"];
+
+/// What a consumer has done after a while.
+pub const KINDS: [Kind; 21] = [
+    ("read", ALONE),
+    ("read_waiting", ALONE),
+    ("read_waiting", "read committed"),
+    ("read_waiting", "repeatable read"),
+    ("read_waiting", "serializable"),
+    ("read_any", ALONE),
+    ("ledger", ALONE),
+    ("ledger", "read committed"),
+    ("ledger", "repeatable read"),
+    ("ledger", "serializable"),
+    ("finish", ALONE),
+    ("finish", "read committed"),
+    ("finish", "repeatable read"),
+    ("finish", "serializable"),
+    ("commit", "repeatable read"),
+    ("commit", "serializable"),
+    ("delete_and_read", ALONE),
+    ("consume_committing", ALONE),
+    ("retry", ALONE),
+    ("release", ALONE),
+    ("extend", ALONE),
+];
 
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {

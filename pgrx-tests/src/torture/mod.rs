@@ -2,7 +2,7 @@
 //! for.
 //!
 //! From below: `rng` (choices from a seed), `history` (what clients saw), `world` (where they live), `faults` (what
-//! is done to them), `actor` (a client's session: calls, transactions, and their outcome), `senders` and `consumers`
+//! is done to them), `tally` (what came of their calls), `actor` (a client's session: calls, transactions, and their outcome), `senders` and `consumers`
 //! (what they do), `checker` (the verdict, from the history alone), `round` (all of it once), `report`.
 //!
 //! A seed decides what clients and faults choose; when it happens is the machine's. So a seed repeats a run's shape,
@@ -19,4 +19,5 @@ mod report;
 pub mod rng;
 pub mod round;
 mod senders;
+pub mod tally;
 pub mod world;

@@ -15,6 +15,7 @@ use super::checker::{self, Rules, Tables, Verdict};
 use super::faults::{self, Fault, Struck};
 use super::history::{Blow, Key, Us};
 use super::rng::Rng;
+use super::tally::Tally;
 use super::world::{World, DATABASE};
 use super::{consumers, senders};
 use crate::pg_tree::PgTree;
@@ -32,6 +33,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(60);
 const LAST_TRIES: u32 = 5;
 /// How often the database is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// In a round of that length, and with so many of their most frequent call, clients have done work of every kind.
+const WANTED_FROM: Duration = Duration::from_secs(10);
+const WANTED_TRIED_MIN: u64 = 500;
 const FLUSH_MS: u64 = 1_000;
 const FLUSH_SLACK_US: Us = 3_000_000;
 
@@ -80,7 +84,7 @@ pub struct Outcome {
     pub verdict: Verdict,
     pub calls: u64,
     pub sessions: u64,
-    pub errors: BTreeMap<String, u64>,
+    pub tally: Tally,
     /// What is wrong besides the verdict.
     pub failures: Vec<String>,
 }
@@ -187,8 +191,8 @@ impl Round<'_> {
             durable: DURABLE,
         };
         let verdict = checker::check(self.world.history(), &tables, rules);
-        self.look_at_log();
-        self.look_at_errors();
+        self.look_at_logs();
+        self.look_at_calls();
         for (name, strikes) in &self.strikes {
             if strikes.hits == 0 && strikes.skipped.is_none() {
                 let missed = format!("{name} never struck ({} misses: {})", strikes.misses, strikes.last_miss);
@@ -206,7 +210,7 @@ impl Round<'_> {
             verdict,
             calls: counters.calls.load(Relaxed),
             sessions: counters.reconnects.load(Relaxed),
-            errors: self.world.errors(),
+            tally: self.world.tally(),
             failures: self.failures,
         })
     }
@@ -320,9 +324,14 @@ impl Round<'_> {
         Ok(tables)
     }
 
-    /// Nothing but what was killed on purpose died.
-    fn look_at_log(&mut self) {
-        let log = self.world.cluster().log();
+    /// Nothing but what was killed on purpose died, on no server.
+    fn look_at_logs(&mut self) {
+        for (log, caused) in self.world.logs() {
+            self.look_at_log(&log, caused);
+        }
+    }
+
+    fn look_at_log(&mut self, log: &str, caused: u64) {
         // A full pg_wal is the one reason for a PANIC; what panics aborts.
         let was_full = self.strikes.get(faults::WAL_FULL).is_some_and(|strikes| strikes.hits > 0);
         let is_bad = |line: &&str| {
@@ -337,20 +346,22 @@ impl Round<'_> {
             self.failures.push(format!("the log says: {line}"));
         }
         let crashes = log.matches("all server processes terminated; reinitializing").count() as u64;
-        let caused = self.world.counters.crashes_caused.load(Relaxed);
         if crashes != caused {
             self.failures
                 .push(format!("the server restarted itself {crashes} times, {caused} of them on purpose"));
         }
     }
 
-    /// No error that says that something is broken inside.
-    fn look_at_errors(&mut self) {
-        for (code, count) in self.world.errors() {
-            if code.starts_with("XX") || matches!(code.as_str(), "42P01" | "42883" | "42601" | "22023") {
-                self.failures.push(format!("{count} calls ended with SQLSTATE {code}"));
-            }
+    /// Calls fail by what faults do, and no kind of them always.
+    fn look_at_calls(&mut self) {
+        let tally = self.world.tally();
+        let mut wanted = Vec::new();
+        if self.plan.length >= WANTED_FROM {
+            let often = |call| tally.tried(call) >= WANTED_TRIED_MIN;
+            wanted.extend(senders::KINDS.iter().filter(|_| often("send_batch")));
+            wanted.extend(consumers::KINDS.iter().filter(|_| often("read_waiting")));
         }
+        self.failures.extend(tally.failures(&wanted));
     }
 }
 

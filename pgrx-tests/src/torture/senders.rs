@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::actor::{Actor, Done, DURABLE, EXACT, PLAIN, QUEUES};
+use super::tally::{Kind, ALONE};
 
 /// Sending pauses while so many messages lie in the queues.
 pub const BACKLOG_MAX: u64 = 20_000;
@@ -28,6 +29,24 @@ const INSERT_EXACT: &str =
     "INSERT INTO queue.exact (message) SELECT jsonb_build_object('k', k) FROM unnest($1::int8[]) k";
 const INSERT_PLAIN: &str =
     "INSERT INTO queue.plain (message) SELECT jsonb_build_object('k', k) FROM unnest($1::int8[]) k";
+
+const COMMITTED: &str = "read committed";
+
+/// What a sender has done after a while.
+pub const KINDS: [Kind; 12] = [
+    ("send", ALONE),
+    ("send", COMMITTED),
+    ("send_batch", ALONE),
+    ("send_batch", COMMITTED),
+    ("send_later", ALONE),
+    ("send_caught", ALONE),
+    ("send_deep", ALONE),
+    ("send_committing", ALONE),
+    ("insert", ALONE),
+    ("copy", COMMITTED),
+    ("savepoint", COMMITTED),
+    ("commit", COMMITTED),
+];
 
 /// One piece of work of a sender.
 pub fn work(actor: &mut Actor) -> Done {

@@ -13,6 +13,7 @@ use postgres::types::Type;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::history::{Blow, BlowAt, History, Log, Us};
+use super::tally::Tally;
 use crate::cluster::Cluster;
 
 /// The database that all is about.
@@ -81,9 +82,11 @@ pub struct World {
     patience_ms: AtomicU32,
     seats: Mutex<Vec<Arc<Seat>>>,
     clients: AtomicU32,
+    /// What those that were given up had logged by then, and how often a fault had made each restart everything.
+    old_logs: Mutex<Vec<(String, u64)>>,
     blows: Mutex<Vec<BlowAt>>,
     handed_in: Mutex<History>,
-    errors: Mutex<BTreeMap<String, u64>>,
+    tally: Mutex<Tally>,
     parameter_types: Mutex<BTreeMap<&'static str, Vec<Type>>>,
     pub counters: Counters,
 }
@@ -98,9 +101,10 @@ impl World {
             patience_ms: AtomicU32::new(0),
             seats: Mutex::default(),
             clients: AtomicU32::new(0),
+            old_logs: Mutex::default(),
             blows: Mutex::default(),
             handed_in: Mutex::default(),
-            errors: Mutex::default(),
+            tally: Mutex::default(),
             parameter_types: Mutex::default(),
             counters: Counters::default(),
         }
@@ -119,9 +123,17 @@ impl World {
     /// Returns the old one, which must not take connections any more.
     pub fn fail_over(&self, to: Arc<Cluster>, is_synchronous: bool, from_us: Us) -> Arc<Cluster> {
         let old = std::mem::replace(&mut *lock(&self.cluster), to);
-        self.counters.crashes_caused.store(0, SeqCst); // the new one's log knows of none
+        let caused = self.counters.crashes_caused.swap(0, SeqCst); // the new one's log knows of none
+        lock(&self.old_logs).push((old.log(), caused));
         self.befell(Blow::Failover { is_synchronous }, from_us);
         old
+    }
+
+    /// The log of each server, and how often a fault made it restart everything.
+    pub fn logs(&self) -> Vec<(String, u64)> {
+        let mut logs = lock(&self.old_logs).clone();
+        logs.push((self.cluster().log(), self.counters.crashes_caused.load(SeqCst)));
+        logs
     }
 
     /// From now on clients connect there (None: to the server itself). Sessions that are open stay.
@@ -173,16 +185,13 @@ impl World {
         lock(&self.handed_in).append(log.into_history());
     }
 
-    /// Errors that a client met, by SQLSTATE.
-    pub fn note_errors(&self, errors: BTreeMap<String, u64>) {
-        let mut all = lock(&self.errors);
-        for (code, count) in errors {
-            *all.entry(code).or_default() += count;
-        }
+    /// What came of a client's calls.
+    pub fn note_tally(&self, tally: Tally) {
+        lock(&self.tally).append(tally);
     }
 
-    pub fn errors(&self) -> BTreeMap<String, u64> {
-        lock(&self.errors).clone()
+    pub fn tally(&self) -> Tally {
+        lock(&self.tally).clone()
     }
 
     /// All that was handed in, and what befell the server.
@@ -219,23 +228,34 @@ impl World {
         Ok(client)
     }
 
-    /// Where clients come through a pooler that knows no prepared statements: the types of a statement's parameters.
+    /// Where clients come through a pooler that knows no prepared statements: the types of a statement's parameters,
+    /// asked of the server itself as soon as there is one. Fails when the round is over first.
     pub fn parameter_types(&self, sql: &'static str) -> Result<Option<Vec<Type>>> {
         if lock(&self.detour).is_none() {
             return Ok(None);
         }
-        let mut known = lock(&self.parameter_types);
-        if let Some(types) = known.get(sql) {
+        if let Some(types) = lock(&self.parameter_types).get(sql) {
             return Ok(Some(types.clone()));
         }
-        let types = self.admin()?.prepare(sql)?.params().to_vec();
-        known.insert(sql, types.clone());
+        let prepared = loop {
+            match self.admin().and_then(|mut client| Ok(client.prepare(sql)?)) {
+                Err(_) if !self.is_over() => std::thread::sleep(KNOCK_EVERY),
+                other => break other?,
+            }
+        };
+        let types = prepared.params().to_vec();
+        lock(&self.parameter_types).insert(sql, types.clone());
         Ok(Some(types))
     }
 
     /// A session for a fault, or whoever looks, straight to the server.
     pub fn admin(&self) -> Result<Client> {
         self.cluster().connect(DATABASE)
+    }
+
+    /// How many clients have a session.
+    pub fn connected(&self) -> usize {
+        lock(&self.seats).iter().filter(|seat| seat.pid.load(SeqCst) != 0).count()
     }
 
     /// The calls that are open right now.

@@ -320,5 +320,9 @@ fn deliveries_within_the_senders_transaction_are_not_forgotten_for_want_of_room(
     d.queue = d.attach(101);
     (1..=8).for_each(|msg_id| d.publish(msg_id));
     d.queue = queue;
-    assert_eq!([1, 2, 3, 4].map(|msg_id| d.state(msg_id).is_some()), [true, true, false, true], "the row of 4 does not know");
+    assert_eq!(
+        [1, 2, 3, 4].map(|msg_id| d.state(msg_id).is_some()),
+        [true, true, false, true],
+        "the row of 4 does not know"
+    );
 }
