@@ -25,6 +25,9 @@ pub const PLAIN: u8 = 1;
 /// With durable_leases.
 pub const DURABLE: u8 = 2;
 
+/// The ledger's unique index.
+const LEDGER_KEY: &str = "ledger_pkey";
+
 /// Why a call did not do what it was to.
 #[derive(Debug)]
 pub enum Failed {
@@ -67,7 +70,7 @@ pub struct Actor<'w> {
     /// Keys that the open transaction sends.
     own: Vec<Key>,
     patience_ms: u32,
-    /// What a unique index had already when the last ERROR came.
+    /// What the ledger had already when the last ERROR came.
     key_exists: Option<Key>,
     tally: Tally,
 }
@@ -324,7 +327,13 @@ impl<'w> Actor<'w> {
 
     fn failed(&mut self, error: &postgres::Error) -> Failed {
         let code = error.code().map_or(tally::CONNECTION, |code| code.code()).to_owned();
-        *self.tally.errors.entry(code.clone()).or_default() += 1;
+        let constraint = error.as_db_error().and_then(|error| error.constraint());
+        // Only the ledger may have something already.
+        let what = match constraint.filter(|constraint| *constraint != LEDGER_KEY) {
+            Some(constraint) => format!("{code} of {constraint}"),
+            None => code.clone(),
+        };
+        *self.tally.errors.entry(what).or_default() += 1;
         if matches!(code.as_str(), "57014" | "55P03") {
             self.world.counters.cut_off.fetch_add(1, Relaxed);
         }
@@ -385,7 +394,7 @@ impl<'w> Actor<'w> {
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Done {
-        let returned = self.call(call, sql, parameters, true)?;
+        let returned = self.effecting(call, sql, parameters, &[], true)?;
         self.did(call, true);
         self.answered(&returned);
         Ok(())
@@ -506,24 +515,54 @@ impl<'w> Actor<'w> {
         Ok(held)
     }
 
-    /// A statement that writes the ledger for what is held; nothing held: that itself takes and deletes.
+    /// A statement that writes the ledger for what is held.
     pub fn effect(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], held: &[Held]) -> Done {
-        self.key_exists = None;
-        let result = self.call("ledger", sql, parameters, false);
-        if let Some(key) = self.key_exists.take() {
-            let lease_id = held.iter().find(|one| one.key == key).map(|one| one.lease_id);
-            self.log.effect_refused(EffectRefused { key, lease_id, at_us: self.world.now_us() });
-        }
-        let returned = result?;
+        let returned = self.effecting("ledger", sql, parameters, held, false)?;
         self.did("ledger", true);
         self.answered(&returned);
         Ok(())
     }
+
+    /// A statement that reads, writes the ledger and finishes, all in one; it returns what [`Actor::read`] wants.
+    pub fn pop(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], lease_us: Us) -> Done {
+        let result = self.effecting("pop", sql, parameters, &[], false);
+        if matches!(result, Err(Failed::Session)) {
+            self.world.counters.pops_unknown.fetch_add(1, Relaxed);
+        }
+        let returned = result?;
+        let held = self.log_delivered(&returned, lease_us);
+        self.did("pop", !held.is_empty());
+        let mark = self.log.mark();
+        held.iter().for_each(|one| self.log.acting(one.key, one.lease_id, Verb::Finish, returned.began_us));
+        self.log.answered(mark, returned.returned_us, |_| Answer::Done);
+        self.answered(&returned);
+        Ok(())
+    }
+
+    /// A call that may write the ledger; nothing held: for what it reads itself.
+    fn effecting(
+        &mut self,
+        call: &'static str,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+        held: &[Held],
+        commits_inside: bool,
+    ) -> Done<Returned> {
+        self.key_exists = None;
+        let began_us = self.world.now_us();
+        let result = self.call(call, sql, parameters, commits_inside);
+        if let Some(key) = self.key_exists.take() {
+            let lease_id = held.iter().find(|one| one.key == key).map(|one| one.lease_id);
+            let at_us = self.world.now_us();
+            self.log.effect_refused(EffectRefused { key, lease_id, began_us, at_us });
+        }
+        result
+    }
 }
 
-/// The key that a unique index has already, from the detail `Key (key)=(17) already exists.`
+/// The key that the ledger has already, from the detail `Key (key)=(17) already exists.`
 fn key_of(error: &postgres::Error) -> Option<Key> {
     let error = error.as_db_error()?;
-    let detail = error.detail().filter(|_| error.code().code() == "23505")?;
+    let detail = error.detail().filter(|_| error.constraint() == Some(LEDGER_KEY))?;
     detail.split_once(")=(")?.1.split_once(')')?.0.parse().ok()
 }

@@ -187,6 +187,7 @@ impl Round<'_> {
         let rules = Rules {
             flush_us: FLUSH_MS * 1_000,
             flush_slack_us: FLUSH_SLACK_US,
+            lease_us: consumers::LEASE_US,
             exact: EXACT,
             durable: DURABLE,
         };
@@ -314,12 +315,18 @@ impl Round<'_> {
 
     fn tables(&self) -> Result<Tables> {
         let mut client = self.world.admin()?;
-        let mut keys = |sql: &str| -> Result<Vec<Key>> {
-            Ok(client.query(sql, &[])?.iter().map(|row| row.get::<_, i64>(0) as Key).collect())
-        };
-        let mut tables = Tables { ledger: keys("SELECT key FROM ledger")?, left: Vec::new() };
+        let mut tables = Tables::default();
+        let are_pops_known = self.world.counters.pops_unknown.load(Relaxed) == 0;
+        for row in client.query("SELECT key, lease_id, who FROM ledger", &[])? {
+            let (key, who): (i64, &str) = (row.get(0), row.get(2));
+            tables.ledger.push(key as Key);
+            if who == "client" || who == "pop" && are_pops_known {
+                tables.claimed.push((key as Key, row.get(1)));
+            }
+        }
         for queue in QUEUES {
-            tables.left.extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue.{queue}"))?);
+            let sql = format!("SELECT (message ->> 'k')::int8 FROM queue.{queue}");
+            tables.left.extend(client.query(&sql, &[])?.iter().map(|row| row.get::<_, i64>(0) as Key));
         }
         Ok(tables)
     }

@@ -6,7 +6,7 @@ SELECT queue_create('durable', visibility_timeout => '2 s', max_deliveries => 0,
                     retry_delay_max => '500 ms', durable_leases => true);
 
 -- What the exact consumers do, written in the transaction that finishes.
-CREATE TABLE ledger (key bigint PRIMARY KEY, lease_id bigint NOT NULL);
+CREATE TABLE ledger (key bigint PRIMARY KEY, lease_id bigint NOT NULL, who text NOT NULL DEFAULT 'client');
 
 -- Sends `kept`; sends `undone` in a block that fails and is caught.
 CREATE FUNCTION send_caught(queue text, kept bigint[], undone bigint[]) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -60,7 +60,7 @@ BEGIN
     FOR n IN 1 .. rounds LOOP
         BEGIN
             FOR one IN SELECT msg_id, lease_id, (message ->> 'k')::bigint AS k FROM queue_read('exact', 2) LOOP
-                INSERT INTO ledger VALUES (one.k, one.lease_id);
+                INSERT INTO ledger VALUES (one.k, one.lease_id, 'procedure');
                 PERFORM queue_delete('exact', one.msg_id, one.lease_id, strict => true);
             END LOOP;
         EXCEPTION WHEN no_data_found THEN

@@ -63,6 +63,8 @@ pub struct Counters {
     pub calls: AtomicU64,
     /// Calls that a timeout or a cancel ended.
     pub cut_off: AtomicU64,
+    /// Pops that may have committed what nobody heard of.
+    pub pops_unknown: AtomicU64,
     pub reconnects: AtomicU64,
     /// Sessions that ended in the midst of a call.
     pub lost_sessions: AtomicU64,
