@@ -28,6 +28,9 @@ pub const DURABLE: u8 = 2;
 /// The ledger's unique index.
 const LEDGER_KEY: &str = "ledger_pkey";
 
+/// no_data_found: a lease is lost, and the call is strict.
+const NOT_HELD: &str = "P0002";
+
 /// Why a call did not do what it was to.
 #[derive(Debug)]
 pub enum Failed {
@@ -61,6 +64,8 @@ pub struct Actor<'w> {
     seat: Arc<Seat>,
     client: Option<Client>,
     statements: HashMap<&'static str, Statement>,
+    /// When the last call began.
+    call_began_us: Us,
     /// A transaction is open; when the last answer in it came.
     open_us: Option<Us>,
     /// Of that transaction.
@@ -85,6 +90,7 @@ impl<'w> Actor<'w> {
             seat,
             client: None,
             statements: HashMap::new(),
+            call_began_us: 0,
             open_us: None,
             level: tally::ALONE,
             savepoint: None,
@@ -215,7 +221,8 @@ impl<'w> Actor<'w> {
 
     fn execute(&mut self, call: &'static str, sql: &str) -> Result<(), postgres::Error> {
         let Some(client) = &mut self.client else { return Ok(()) };
-        self.seat.opens(call, self.world.now_us());
+        self.call_began_us = self.world.now_us();
+        self.seat.opens(call, self.call_began_us);
         let result = client.batch_execute(sql);
         self.closes(call, result.is_err());
         if result.is_ok() {
@@ -251,6 +258,7 @@ impl<'w> Actor<'w> {
         let Ok(types) = self.world.parameter_types(sql) else { return Err(Failed::Session) };
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
+        self.call_began_us = began_us;
         self.seat.opens(call, began_us);
         let result = match (types, self.statements.get(sql)) {
             // Through a pooler nothing that was prepared is there the next time.
@@ -338,12 +346,15 @@ impl<'w> Actor<'w> {
             self.world.counters.cut_off.fetch_add(1, Relaxed);
         }
         let severity = error.as_db_error().and_then(|error| error.parsed_severity());
+        if code == NOT_HELD {
+            self.seat.refuses(1);
+        }
         if severity == Some(Severity::Error) && !error.is_closed() {
             self.key_exists = key_of(error);
             return Failed::Error;
         }
         self.client = None;
-        self.world.counters.lost_sessions.fetch_add(1, Relaxed);
+        self.world.lost_session(self.call_began_us);
         Failed::Session
     }
 
@@ -352,6 +363,7 @@ impl<'w> Actor<'w> {
         self.level = tally::ALONE;
         self.savepoint = None;
         self.own.clear();
+        self.seat.ends();
         let (sent, delivered, acts) = self.log.ended(end);
         let counters = &self.world.counters;
         if end.outcome == Outcome::Acknowledged {
@@ -406,6 +418,7 @@ impl<'w> Actor<'w> {
         self.begin("read committed")?;
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
+        self.call_began_us = began_us;
         self.seat.opens("copy", began_us);
         let result = client.copy_in(sql).and_then(|mut writer| {
             // A failure to write is told by finish().
@@ -479,6 +492,7 @@ impl<'w> Actor<'w> {
         let returned = self.call(call, sql, parameters, false)?;
         let done: Vec<i64> = returned.rows.iter().filter_map(|row| row.get(0)).collect();
         self.log_answers(mark, returned.returned_us, on, &done);
+        self.seat.refuses(on.len().saturating_sub(done.len()) as u64);
         self.did(call, !done.is_empty());
         self.answered(&returned);
         Ok(done)
@@ -505,12 +519,13 @@ impl<'w> Actor<'w> {
         let mark = self.log.mark();
         let tried_us = self.world.now_us();
         on.iter().for_each(|one| self.log.acting(one.key, one.lease_id, Verb::Finish, tried_us));
-        let returned = self.call("delete_and_read", sql, parameters, false)?;
+        let call = if is_strict { "delete_strictly_and_read" } else { "delete_and_read" };
+        let returned = self.call(call, sql, parameters, false)?;
         if is_strict {
             self.log.answered(mark, returned.returned_us, |_| Answer::Done);
         }
         let held = self.log_delivered(&returned, lease_us);
-        self.did("delete_and_read", !held.is_empty());
+        self.did(call, !held.is_empty());
         self.answered(&returned);
         Ok(held)
     }

@@ -38,7 +38,7 @@ const LEVELS: [&str; 5] =
     ["read committed", "read committed", "read committed", "repeatable read", "serializable"];
 
 /// What a consumer has done after a while.
-pub const KINDS: [Kind; 21] = [
+pub const KINDS: [Kind; 22] = [
     ("read", ALONE),
     ("read_waiting", ALONE),
     ("read_waiting", "read committed"),
@@ -56,6 +56,7 @@ pub const KINDS: [Kind; 21] = [
     ("commit", "repeatable read"),
     ("commit", "serializable"),
     ("delete_and_read", ALONE),
+    ("delete_strictly_and_read", ALONE),
     ("consume_committing", ALONE),
     ("retry", ALONE),
     ("release", ALONE),

@@ -31,6 +31,9 @@ pub struct Seat {
     pid: AtomicI32,
     /// The call that is open, and since when.
     call: Mutex<Option<(&'static str, Us)>>,
+    /// Acts on leases that were refused, and transactions that are over.
+    refused: AtomicU64,
+    ended: AtomicU64,
 }
 
 /// A call that a client had open when it was looked at.
@@ -41,6 +44,7 @@ pub struct Open {
     pub pid: i32,
     pub call: &'static str,
     pub since_us: Us,
+    pub seat: Arc<Seat>,
 }
 
 impl Seat {
@@ -50,6 +54,21 @@ impl Seat {
 
     pub fn closes(&self) {
         *lock(&self.call) = None;
+    }
+
+    /// So many acts were refused, in the transaction that is open.
+    pub fn refuses(&self, acts: u64) {
+        self.refused.fetch_add(acts, SeqCst);
+    }
+
+    pub fn ends(&self) {
+        self.ended.fetch_add(1, SeqCst);
+    }
+
+    /// How many transactions are over, and how many acts were refused in these at least.
+    pub fn ended_and_refused(&self) -> (u64, u64) {
+        let ended = self.ended.load(SeqCst);
+        (ended, self.refused.load(SeqCst))
     }
 }
 
@@ -66,8 +85,6 @@ pub struct Counters {
     /// Pops that may have committed what nobody heard of.
     pub pops_unknown: AtomicU64,
     pub reconnects: AtomicU64,
-    /// Sessions that ended in the midst of a call.
-    pub lost_sessions: AtomicU64,
     /// Messages in the tables, when somebody last looked.
     pub backlog: AtomicU64,
     /// How often a fault made the postmaster restart everything.
@@ -86,6 +103,8 @@ pub struct World {
     clients: AtomicU32,
     /// What those that were given up had logged by then, and how often a fault had made each restart everything.
     old_logs: Mutex<Vec<(String, u64)>>,
+    /// Sessions that ended in the midst of a call: when that began, and when its client heard of it.
+    lost_sessions: Mutex<Vec<(Us, Us)>>,
     blows: Mutex<Vec<BlowAt>>,
     handed_in: Mutex<History>,
     tally: Mutex<Tally>,
@@ -104,6 +123,7 @@ impl World {
             seats: Mutex::default(),
             clients: AtomicU32::new(0),
             old_logs: Mutex::default(),
+            lost_sessions: Mutex::default(),
             blows: Mutex::default(),
             handed_in: Mutex::default(),
             tally: Mutex::default(),
@@ -114,6 +134,10 @@ impl World {
 
     pub fn now_us(&self) -> Us {
         self.begun.elapsed().as_micros() as Us
+    }
+
+    pub fn us_at(&self, at: Instant) -> Us {
+        at.saturating_duration_since(self.begun).as_micros() as Us
     }
 
     /// The server that clients are to use at present.
@@ -177,7 +201,14 @@ impl World {
     pub fn seat(&self, name: &str, is_consumer: bool) -> (Arc<Seat>, Log) {
         let number = self.clients.fetch_add(1, SeqCst);
         let name = format!("{name}-{number}");
-        let seat = Arc::new(Seat { name, is_consumer, pid: AtomicI32::new(0), call: Mutex::new(None) });
+        let seat = Arc::new(Seat {
+            name,
+            is_consumer,
+            pid: AtomicI32::new(0),
+            call: Mutex::new(None),
+            refused: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+        });
         lock(&self.seats).push(Arc::clone(&seat));
         (seat, Log::new(number))
     }
@@ -260,13 +291,30 @@ impl World {
         lock(&self.seats).iter().filter(|seat| seat.pid.load(SeqCst) != 0).count()
     }
 
+    /// Whether that call is still open.
+    pub fn is_open(&self, open: &Open) -> bool {
+        *lock(&open.seat.call) == Some((open.call, open.since_us)) && open.seat.pid.load(SeqCst) == open.pid
+    }
+
+    /// A session ended in the midst of a call that began then.
+    pub fn lost_session(&self, began_us: Us) {
+        lock(&self.lost_sessions).push((began_us, self.now_us()));
+    }
+
+    /// How many sessions ended since `from_us` in the midst of a call that was open at `struck_us`.
+    pub fn cut_off(&self, from_us: Us, struck_us: Us) -> u64 {
+        let lost = lock(&self.lost_sessions);
+        lost.iter().filter(|(began_us, ended_us)| *began_us < struck_us && *ended_us >= from_us).count() as u64
+    }
+
     /// The calls that are open right now.
     pub fn open_calls(&self) -> Vec<Open> {
         let seats = lock(&self.seats);
         let open = seats.iter().filter_map(|seat| {
             let (call, since_us) = (*lock(&seat.call))?;
             let pid = seat.pid.load(SeqCst);
-            Some(Open { client: seat.name.clone(), is_consumer: seat.is_consumer, pid, call, since_us })
+            let (client, seat) = (seat.name.clone(), Arc::clone(seat));
+            Some(Open { client, is_consumer: seat.is_consumer, pid, call, since_us, seat })
         });
         open.filter(|open| open.pid != 0).collect()
     }
