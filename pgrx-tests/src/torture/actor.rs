@@ -412,6 +412,19 @@ impl<'w> Actor<'w> {
         Ok(())
     }
 
+    /// The same for a statement without parameters.
+    pub fn committing_plain(&mut self, call: &'static str, sql: &str) -> Done {
+        let began_us = self.world.now_us();
+        match self.execute(call, sql) {
+            Ok(()) => {
+                let (open_us, over_us) = (began_us, self.world.now_us());
+                self.ended(End { open_us, over_us, outcome: Outcome::Acknowledged });
+                Ok(())
+            }
+            Err(error) => Err(self.call_failed(began_us, true, &error)),
+        }
+    }
+
     /// By COPY, in a transaction of its own: the answer to a COPY alone comes before its commit (the client library does
     /// not wait for more), and a server that dies in between still sends it.
     pub fn copy(&mut self, sql: &str, rows: &str) -> Done {
@@ -439,7 +452,8 @@ impl<'w> Actor<'w> {
 
     // ---- consuming ---------------------------------------------------------------------------------------------
 
-    /// A statement that reads: it returns message id, lease, count, key, and the queue's name.
+    /// A statement that reads: it returns message id, lease, count, key, the queue's name, and whether the message is
+    /// another than what was sent under that key.
     pub fn read(
         &mut self,
         call: &'static str,
@@ -459,6 +473,9 @@ impl<'w> Actor<'w> {
         for row in &returned.rows {
             let (key, count): (i64, i64) = (row.get(3), row.get(2));
             let name: &str = row.get(4);
+            if row.get(5) {
+                self.tally.altered.push(format!("{key:x} in {name}, delivered for the {count}. time"));
+            }
             let queue = QUEUES.iter().position(|queue| *queue == name).unwrap_or(QUEUES.len()) as u8;
             let one = Held { key: key as Key, queue, msg_id: row.get(0), lease_id: row.get(1) };
             self.log.delivered(Delivered {
@@ -539,14 +556,20 @@ impl<'w> Actor<'w> {
     }
 
     /// A statement that reads, writes the ledger and finishes, all in one; it returns what [`Actor::read`] wants.
-    pub fn pop(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], lease_us: Us) -> Done {
-        let result = self.effecting("pop", sql, parameters, &[], false);
+    pub fn pop(
+        &mut self,
+        call: &'static str,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+        lease_us: Us,
+    ) -> Done {
+        let result = self.effecting(call, sql, parameters, &[], false);
         if matches!(result, Err(Failed::Session)) {
             self.world.counters.pops_unknown.fetch_add(1, Relaxed);
         }
         let returned = result?;
         let held = self.log_delivered(&returned, lease_us);
-        self.did("pop", !held.is_empty());
+        self.did(call, !held.is_empty());
         let mark = self.log.mark();
         held.iter().for_each(|one| self.log.acting(one.key, one.lease_id, Verb::Finish, returned.began_us));
         self.log.answered(mark, returned.returned_us, |_| Answer::Done);

@@ -15,12 +15,12 @@ pub const LEASE_US: Us = 2_000_000;
 /// Of those who ask for another one.
 const SHORT_LEASE_MS: std::ops::RangeInclusive<u64> = 20..=400;
 
-const READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1 \
-    FROM queue_read($1, $2, $3::int8 * interval '1 us', $4::int8 * interval '1 ms')";
-const READ_ANY: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, queue \
-    FROM queue_read_any($1, $2, wait => $3::int8 * interval '1 ms')";
-const DELETE_AND_READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1 \
-    FROM queue_delete_and_read($1, $2, $3, quantity => $4, strict => $5)";
+const READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1, \
+    is_altered(message, headers) FROM queue_read($1, $2, $3::int8 * interval '1 us', $4::int8 * interval '1 ms')";
+const READ_ANY: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, queue, \
+    is_altered(message, headers) FROM queue_read_any($1, $2, wait => $3::int8 * interval '1 ms')";
+const DELETE_AND_READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1, \
+    is_altered(message, headers) FROM queue_delete_and_read($1, $2, $3, quantity => $4, strict => $5)";
 const DELETE_STRICTLY: &str = "SELECT queue_delete_batch($1, $2, $3, strict => true)";
 const DELETE: &str = "SELECT queue_delete_batch($1, $2, $3)";
 const ARCHIVE: &str = "SELECT queue_archive_batch($1, $2, $3)";
@@ -32,13 +32,17 @@ const LEDGER: &str = "INSERT INTO ledger (key, lease_id) SELECT * FROM unnest($1
 const CONSUME_COMMITTING: &str = "CALL consume_committing($1)";
 const POP: &str = "WITH popped AS MATERIALIZED (SELECT * FROM queue_pop('exact', $1)), \
     written AS (INSERT INTO ledger SELECT (message ->> 'k')::int8, lease_id, 'pop' FROM popped) \
-    SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, 'exact' FROM popped";
+    SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, 'exact', is_altered(message, headers) FROM popped";
+
+const FINISH_DEEP: &str = "SELECT (unnest(finish_deep(1, $1, $2))).*";
+/// Subtransactions within each other.
+const DEPTH: u64 = 100;
 
 const LEVELS: [&str; 5] =
     ["read committed", "read committed", "read committed", "repeatable read", "serializable"];
 
 /// What a consumer has done after a while.
-pub const KINDS: [Kind; 22] = [
+pub const KINDS: [Kind; 23] = [
     ("read", ALONE),
     ("read_waiting", ALONE),
     ("read_waiting", "read committed"),
@@ -46,6 +50,7 @@ pub const KINDS: [Kind; 22] = [
     ("read_waiting", "serializable"),
     ("read_any", ALONE),
     ("pop", ALONE),
+    ("finish_deep", ALONE),
     ("ledger", "read committed"),
     ("ledger", "repeatable read"),
     ("ledger", "serializable"),
@@ -65,7 +70,7 @@ pub const KINDS: [Kind; 22] = [
 
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {
-    match actor.rng.below(25) {
+    match actor.rng.below(26) {
         0..=9 => exactly_once(actor),
         10 => rolled_back(actor),
         11 => in_procedure(actor),
@@ -76,12 +81,19 @@ pub fn work(actor: &mut Actor) -> Done {
         20 => prolonged(actor),
         21 => too_late(actor),
         22 => own(actor),
+        25 => deep(actor),
         _ => any(actor),
     }
 }
 
 fn name(queue: u8) -> &'static str {
     QUEUES[queue as usize]
+}
+
+/// At any level.
+fn begin(actor: &mut Actor) -> Done {
+    let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
+    actor.begin(level)
 }
 
 /// A few; now and then more than the dispatcher gives at one go.
@@ -118,9 +130,8 @@ fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
 
 /// The transaction that the README promises exactly once: read, effect, strict finish.
 pub fn exactly_once(actor: &mut Actor) -> Done {
-    let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
     let quantity = quantity(actor);
-    actor.begin(level)?;
+    begin(actor)?;
     if actor.rng.one_in(4) {
         actor.savepoint()?; // and the read within it
     }
@@ -152,7 +163,7 @@ pub fn exactly_once(actor: &mut Actor) -> Done {
 
 fn rolled_back(actor: &mut Actor) -> Done {
     let queue = *actor.rng.pick(&[EXACT, PLAIN, DURABLE]).unwrap_or(&EXACT);
-    actor.begin("read committed")?;
+    begin(actor)?;
     let quantity = actor.rng.between(1, 5);
     let held = read(actor, queue, quantity, LEASE_US, 0)?;
     if !held.is_empty() && actor.rng.one_in(2) {
@@ -169,7 +180,15 @@ fn in_procedure(actor: &mut Actor) -> Done {
 
 fn popping(actor: &mut Actor) -> Done {
     let quantity = actor.rng.between(1, 20) as i64;
-    actor.pop(POP, &[&quantity], LEASE_US)
+    actor.pop("pop", POP, &[&quantity], LEASE_US)
+}
+
+/// Reads, writes the ledger and finishes, each message in a subtransaction within that of the one before; from one
+/// of them on all is undone.
+fn deep(actor: &mut Actor) -> Done {
+    let depth = actor.rng.between(2, DEPTH) as i64;
+    let breaks_at = actor.rng.between(2, DEPTH) as i64;
+    actor.pop("finish_deep", FINISH_DEEP, &[&depth, &breaks_at], LEASE_US)
 }
 
 fn at_least_once(actor: &mut Actor) -> Done {
@@ -255,7 +274,7 @@ fn too_late(actor: &mut Actor) -> Done {
     let is_exact = actor.rng.one_in(2);
     let queue = if is_exact { EXACT } else { PLAIN };
     if is_exact {
-        actor.begin("read committed")?;
+        begin(actor)?;
     }
     let held = read(actor, queue, 3, lease_us, 0)?;
     if !held.is_empty() {
@@ -276,7 +295,7 @@ fn too_late(actor: &mut Actor) -> Done {
 
 /// Sends and reads in one transaction: what others sent comes first, then its own.
 fn own(actor: &mut Actor) -> Done {
-    actor.begin("read committed")?;
+    begin(actor)?;
     let key = actor.keys(PLAIN, 1, 0)[0];
     actor.send("send", senders::SEND, &[&name(PLAIN), &key])?;
     let quantity = actor.rng.between(1, 20);

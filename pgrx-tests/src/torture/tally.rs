@@ -1,5 +1,5 @@
 //! How many calls of each kind, at each isolation level, came to something, and which errors there were: work that
-//! always fails loses and doubles nothing, so no other rule sees it.
+//! always fails loses and doubles nothing, so no other rule sees it. And which messages were not as they were sent.
 //!
 //! Owns the list of errors that faults may cause. Judges nothing but that.
 
@@ -33,6 +33,8 @@ pub struct Calls {
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub calls: BTreeMap<Kind, Calls>,
+    /// Messages that were delivered otherwise than they were sent.
+    pub altered: Vec<String>,
     /// By SQLSTATE.
     pub errors: BTreeMap<String, u64>,
 }
@@ -54,6 +56,7 @@ impl Tally {
             all.done += calls.done;
             all.failed += calls.failed;
         }
+        self.altered.extend(other.altered);
         for (code, count) in other.errors {
             *self.errors.entry(code).or_default() += count;
         }
@@ -77,6 +80,9 @@ impl Tally {
             if calls.done == 0 && calls.tried < TRIED_MIN {
                 failures.push(format!("{} ({}) was never done ({} tries)", one.0, one.1, calls.tried));
             }
+        }
+        if let Some(first) = self.altered.first() {
+            failures.push(format!("{} messages were altered, the first: {first}", self.altered.len()));
         }
         let sum = |what: fn(&Calls) -> u64| self.calls.values().map(what).sum::<u64>();
         let (tried, failed) = (sum(|calls| calls.tried), sum(|calls| calls.failed));
@@ -117,6 +123,13 @@ mod tests {
         assert_eq!(tally(TRIED_MIN, 0, 0).failures(&[]).len(), 1);
         assert_eq!(tally(1, 0, 0).failures(&[("extend", ALONE)]).len(), 1);
         assert_eq!(tally(1, 1, 0).failures(&[("extend", "serializable")]).len(), 1);
+    }
+
+    #[test]
+    fn tally_of_an_altered_message_fails() {
+        let mut bad = tally(1, 1, 0);
+        bad.altered = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(bad.failures(&[]), ["2 messages were altered, the first: a"]);
     }
 
     #[test]
