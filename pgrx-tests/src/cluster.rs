@@ -440,15 +440,18 @@ impl Cluster {
     /// SIGKILLs one backend (or worker) of this cluster. The postmaster then restarts all of them: returns when
     /// the server takes connections again.
     pub fn kill_backend(&self, pid: i32) -> Result<()> {
-        self.kill_backend_if(pid, || Ok(true)).map(|_| ())
+        match self.kill_backend_if(pid, || Ok(true))? {
+            true => Ok(()),
+            false => bail!("process {pid} is none of this cluster's"),
+        }
     }
 
-    /// The same if `is_wanted`, asked just before the signal, says so. Returns what it said.
+    /// The same if there is such a process and `is_wanted`, asked just before the signal, says so. Returns whether.
     pub fn kill_backend_if(&self, pid: i32, is_wanted: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let postmaster = self.postmaster_pid()?;
         let pid = u32::try_from(pid).context("a PID is positive")?;
         if !processes::descendants(postmaster).contains(&pid) {
-            bail!("process {pid} is none of this cluster's");
+            return Ok(false);
         }
         // Of a log that may be long only what is new.
         let from = fs::metadata(self.log_path()).context("cannot look at the log")?.len();

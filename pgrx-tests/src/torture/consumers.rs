@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::actor::{Actor, Done, Failed, Held, DURABLE, EXACT, PLAIN, QUEUES};
 use super::history::{Us, Verb};
-use super::senders;
 use super::tally::{Kind, ALONE};
+use super::{mortal, senders};
 
 /// What the queues have as their visibility_timeout.
 pub const LEASE_US: Us = 2_000_000;
@@ -42,7 +42,7 @@ const LEVELS: [&str; 5] =
     ["read committed", "read committed", "read committed", "repeatable read", "serializable"];
 
 /// What a consumer has done after a while.
-pub const KINDS: [Kind; 23] = [
+pub const KINDS: [Kind; 24] = [
     ("read", ALONE),
     ("read_waiting", ALONE),
     ("read_waiting", "read committed"),
@@ -50,6 +50,7 @@ pub const KINDS: [Kind; 23] = [
     ("read_waiting", "serializable"),
     ("read_any", ALONE),
     ("pop", ALONE),
+    ("consume_mortal", ALONE),
     ("finish_deep", ALONE),
     ("ledger", "read committed"),
     ("ledger", "repeatable read"),
@@ -70,7 +71,7 @@ pub const KINDS: [Kind; 23] = [
 
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {
-    match actor.rng.below(26) {
+    match actor.rng.below(28) {
         0..=9 => exactly_once(actor),
         10 => rolled_back(actor),
         11 => in_procedure(actor),
@@ -82,6 +83,7 @@ pub fn work(actor: &mut Actor) -> Done {
         21 => too_late(actor),
         22 => own(actor),
         25 => deep(actor),
+        26 | 27 => mortal::consume(actor),
         _ => any(actor),
     }
 }

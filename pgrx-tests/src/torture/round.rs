@@ -17,7 +17,7 @@ use super::history::{Blow, Key, Us};
 use super::rng::Rng;
 use super::tally::Tally;
 use super::world::{World, DATABASE};
-use super::{consumers, senders};
+use super::{consumers, mortal, senders};
 use crate::pg_tree::PgTree;
 use crate::wait::poll;
 use crate::ClusterOptions;
@@ -182,6 +182,7 @@ impl Round<'_> {
         })?;
         let drain_begun = Instant::now();
         self.drain(&rng)?;
+        self.failures.extend(mortal::settle(self.world, self.plan.drain_limit)?);
         let drained_in = drain_begun.elapsed();
         let tables = self.tables()?;
         let rules = Rules {

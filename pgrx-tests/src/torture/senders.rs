@@ -8,6 +8,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::actor::{Actor, Done, DURABLE, EXACT, PLAIN, QUEUES};
+use super::mortal;
 use super::tally::{Kind, ALONE};
 
 /// Sending pauses while so many messages lie in the queues.
@@ -36,7 +37,7 @@ const INSERT_PLAIN: &str =
 const COMMITTED: &str = "read committed";
 
 /// What a sender has done after a while.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     ("send", ALONE),
     ("send", COMMITTED),
     ("send_batch", ALONE),
@@ -47,6 +48,7 @@ pub const KINDS: [Kind; 13] = [
     ("send_committing", ALONE),
     ("send_in_block", ALONE),
     ("insert", ALONE),
+    ("send_mortal", ALONE),
     ("copy", COMMITTED),
     ("savepoint", COMMITTED),
     ("commit", COMMITTED),
@@ -59,7 +61,7 @@ pub fn work(actor: &mut Actor) -> Done {
         return Ok(());
     }
     let queue = *actor.rng.pick(&[EXACT, EXACT, EXACT, PLAIN, PLAIN, PLAIN, DURABLE]).unwrap_or(&EXACT);
-    match actor.rng.below(20) {
+    match actor.rng.below(21) {
         0..=2 => one(actor, queue),
         3..=9 => batch(actor, queue),
         10 => later(actor, queue),
@@ -69,6 +71,7 @@ pub fn work(actor: &mut Actor) -> Done {
         16 => committing(actor, queue),
         17 => in_block(actor, queue),
         18 => insert(actor),
+        19 => mortal::send(actor),
         _ => copy(actor),
     }
 }

@@ -116,3 +116,49 @@ BEGIN
         RETURN '{}';
     END;
 END $$;
+
+-- A queue whose messages die, and its accounts: what was sent and what was finished, each written in that transaction.
+SELECT queue_create('dead', max_deliveries => 0);
+SELECT queue_create('mortal', visibility_timeout => '300 ms', max_deliveries => 3, dead_letter_queue => 'dead',
+                    retry_delay => '20 ms', retry_delay_max => '100 ms');
+CREATE SEQUENCE mortal_key;
+CREATE TABLE mortal_sent (k bigint PRIMARY KEY);
+CREATE TABLE mortal_finished (k bigint PRIMARY KEY);
+CREATE VIEW mortal_accounts AS
+    SELECT k, (count(*) FILTER (WHERE place = 'sent')) AS sent, (count(*) FILTER (WHERE place <> 'sent')) AS places,
+           string_agg(place, ' and ' ORDER BY place) FILTER (WHERE place <> 'sent') AS which
+    FROM (SELECT k, 'sent' AS place FROM mortal_sent
+          UNION ALL SELECT k, 'finished' FROM mortal_finished
+          UNION ALL SELECT (message ->> 'k')::bigint, 'left' FROM queue.mortal
+          UNION ALL SELECT (message ->> 'k')::bigint, 'dead, ' || (headers -> 'dead_letter' ->> 'reason') FROM queue.dead
+          UNION ALL SELECT (message ->> 'k')::bigint, 'archived, ' || coalesce(archive_reason, '?') FROM queue_archive.mortal) AS all_places
+    GROUP BY k;
+
+-- One in four does not live long.
+CREATE FUNCTION send_mortal(messages bigint) RETURNS bigint LANGUAGE sql AS $$
+    WITH new AS MATERIALIZED (SELECT nextval('mortal_key') AS k FROM generate_series(1, messages)),
+         sent AS (INSERT INTO mortal_sent SELECT k FROM new)
+    SELECT count(queue_send('mortal', jsonb_build_object('k', k), ttl => CASE WHEN k % 4 = 0 THEN interval '400 ms' END))
+    FROM new $$;
+
+-- choice 0: all are finished; others: finished, retried, rejected, or left to their leases.
+CREATE FUNCTION consume_mortal(quantity bigint, choice bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    one record;
+    done bigint := 0;
+BEGIN
+    FOR one IN SELECT msg_id, lease_id, (message ->> 'k')::bigint AS k FROM queue_read('mortal', quantity) LOOP
+        CASE WHEN choice = 0 OR (choice + one.msg_id) % 4 = 0 THEN
+            INSERT INTO mortal_finished VALUES (one.k);
+            PERFORM queue_delete('mortal', one.msg_id, one.lease_id, strict => true);
+        WHEN (choice + one.msg_id) % 4 = 1 THEN
+            PERFORM queue_retry('mortal', one.msg_id, one.lease_id, 'again');
+        WHEN (choice + one.msg_id) % 8 = 2 THEN
+            PERFORM queue_reject('mortal', one.msg_id, one.lease_id, 'bad');
+        ELSE
+            NULL;
+        END CASE;
+        done := done + 1;
+    END LOOP;
+    RETURN done;
+END $$;

@@ -11,9 +11,10 @@ pub type Kind = (&'static str, &'static str);
 pub const ALONE: &str = "alone";
 
 /// What faults, and clients in each other's way, may cause.
-const EXPECTED: [&str; 14] = [
+const EXPECTED: [&str; 15] = [
     CONNECTION, // the client library's own, without a SQLSTATE
     "23505",    // the ledger has the key already
+    "25P02",    // a COPY was cancelled after its answer
     "40001", "40P01", "53100", "53300", "53400", "55000", "55P03", "57014", "57P01", "57P02", "57P03",
     "P0002", // a strict finish is refused
 ];

@@ -10,6 +10,7 @@ use super::{catch, cut_off, Fault, Proof, Struck};
 use crate::torture::history::Blow;
 use crate::torture::rng::Rng;
 use crate::torture::world::World;
+use crate::wait::poll;
 use crate::StopMode;
 
 /// So many calls must be open for a strike at all of them.
@@ -17,7 +18,8 @@ const OPEN_MIN: usize = 3;
 
 /// Soon after a start the server loads its queues.
 const LOAD_MS: u64 = 200;
-/// How long the worker may have nothing to do.
+/// How long a client, and the worker, may have nothing to do.
+const CALL_LIMIT: Duration = Duration::from_secs(1);
 const BUSY_LIMIT: Duration = Duration::from_secs(3);
 
 const WORKER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' \
@@ -124,7 +126,13 @@ impl Fault for Kill {
         let mut struck_us = from_us;
         let is_killed = cluster.kill_backend_if(pid, || {
             let is_wanted = match self.0 {
-                Victim::Backend => world.is_open(chosen),
+                Victim::Backend => match poll(CALL_LIMIT, || open_call_of(world, pid)) {
+                    Some(call) => {
+                        what = call.to_owned();
+                        true
+                    }
+                    None => false,
+                },
                 Victim::Worker if is_at_work => match busy_worker(world, BUSY)? {
                     Some((busy, at)) if busy == pid => {
                         what = at;
@@ -151,6 +159,11 @@ impl Fault for Kill {
         let seen = format!("process {pid} killed ({what}), {cut_off} calls cut off");
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls, seen }))
     }
+}
+
+/// What the client of a backend has open at this moment.
+fn open_call_of(world: &World, pid: i32) -> Option<&'static str> {
+    world.open_calls().iter().find(|open| open.pid == pid).map(|open| open.call)
 }
 
 const BUSY: &str = "SELECT pid, query FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' \
