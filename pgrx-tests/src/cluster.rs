@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, Context, Result};
 use nix::sys::signal::Signal;
@@ -402,17 +402,18 @@ impl Cluster {
         lock(&self.postmaster).as_ref().map(Child::id).ok_or_else(|| anyhow!("the server does not run"))
     }
 
-    /// SIGKILLs the postmaster alone; its children notice and end by themselves. Returns when all have.
-    pub fn kill_postmaster(&self) -> Result<()> {
+    /// SIGKILLs the postmaster alone; its children notice and end by themselves. Comes back when all
+    /// have, and returns when it was killed.
+    pub fn kill_postmaster(&self) -> Result<Instant> {
         self.kill(false)
     }
 
     /// SIGKILLs the postmaster and all its children at one go: nobody gets to clean up anything.
-    pub fn kill_all(&self) -> Result<()> {
+    pub fn kill_all(&self) -> Result<Instant> {
         self.kill(true)
     }
 
-    fn kill(&self, children_too: bool) -> Result<()> {
+    fn kill(&self, children_too: bool) -> Result<Instant> {
         let mut child = lock(&self.postmaster).take().ok_or_else(|| anyhow!("the server does not run"))?;
         // Stopped, the postmaster starts no child that we would not know of.
         processes::send(child.id(), Signal::SIGSTOP)?;
@@ -421,6 +422,7 @@ impl Cluster {
             bail!("the postmaster did not stop for SIGSTOP within {} s", STOP_LIMIT.as_secs());
         }
         let children = processes::descendants(child.id());
+        let killed = Instant::now();
         child.kill().context("cannot kill the postmaster")?;
         if children_too {
             for pid in &children {
@@ -430,7 +432,7 @@ impl Cluster {
         child.wait().context("cannot wait for the postmaster")?;
         // A server cannot start while a process of the old one holds the shared memory.
         match poll(STOP_LIMIT, || (!children.iter().any(|pid| processes::is_running(*pid))).then_some(())) {
-            Some(()) => Ok(()),
+            Some(()) => Ok(killed),
             None => bail!("server processes outlived their postmaster by {} s", STOP_LIMIT.as_secs()),
         }
     }
@@ -438,16 +440,27 @@ impl Cluster {
     /// SIGKILLs one backend (or worker) of this cluster. The postmaster then restarts all of them: returns when
     /// the server takes connections again.
     pub fn kill_backend(&self, pid: i32) -> Result<()> {
+        match self.kill_backend_if(pid, || Ok(true))? {
+            true => Ok(()),
+            false => bail!("process {pid} is none of this cluster's"),
+        }
+    }
+
+    /// The same if there is such a process and `is_wanted`, asked just before the signal, says so. Returns whether.
+    pub fn kill_backend_if(&self, pid: i32, is_wanted: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let postmaster = self.postmaster_pid()?;
         let pid = u32::try_from(pid).context("a PID is positive")?;
         if !processes::descendants(postmaster).contains(&pid) {
-            bail!("process {pid} is none of this cluster's");
+            return Ok(false);
         }
         // Of a log that may be long only what is new.
         let from = fs::metadata(self.log_path()).context("cannot look at the log")?.len();
         let has_crashed = || self.log_from(from).contains("all server processes terminated; reinitializing");
+        if !is_wanted()? {
+            return Ok(false);
+        }
         processes::send(pid, Signal::SIGKILL)?;
-        poll(START_LIMIT, || (has_crashed() && self.connect("postgres").is_ok()).then_some(())).ok_or_else(
+        poll(START_LIMIT, || (has_crashed() && self.connect("postgres").is_ok()).then_some(true)).ok_or_else(
             || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
         )
     }

@@ -4,7 +4,7 @@
 //! Owns that judgement: an ERROR rolls back; a connection lost before COMMIT was sent rolls back; one lost after that
 //! leaves it unknown, and so does a lost call outside a transaction. What clients do is `senders`' and `consumers`'.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use postgres::{Client, Row, Statement};
 
 use super::history::{Act, Answer, Delivered, EffectRefused, End, Key, Log, Mark, Outcome, Us, Verb};
 use super::rng::Rng;
+use super::tally::{self, Tally};
 use super::world::{Seat, World};
 
 /// The queues of a round, by the number that stands in the history.
@@ -23,6 +24,12 @@ pub const EXACT: u8 = 0;
 pub const PLAIN: u8 = 1;
 /// With durable_leases.
 pub const DURABLE: u8 = 2;
+
+/// The ledger's unique index.
+const LEDGER_KEY: &str = "ledger_pkey";
+
+/// no_data_found: a lease is lost, and the call is strict.
+const NOT_HELD: &str = "P0002";
 
 /// Why a call did not do what it was to.
 #[derive(Debug)]
@@ -65,16 +72,20 @@ pub struct Actor<'w> {
     seat: Arc<Seat>,
     client: Option<Client>,
     statements: HashMap<&'static str, Statement>,
+    /// When the last call began.
+    call_began_us: Us,
     /// A transaction is open; when the last answer in it came.
     open_us: Option<Us>,
+    /// Of that transaction.
+    level: &'static str,
     /// An ERROR rolls back to savepoint s, set when the log stood here.
     savepoint: Option<Mark>,
     /// Keys that the open transaction sends.
     own: Vec<Key>,
     patience_ms: u32,
-    /// What a unique index had already when the last ERROR came.
+    /// What the ledger had already when the last ERROR came.
     key_exists: Option<Key>,
-    errors: BTreeMap<String, u64>,
+    tally: Tally,
 }
 
 impl<'w> Actor<'w> {
@@ -88,12 +99,14 @@ impl<'w> Actor<'w> {
             seat,
             client: None,
             statements: HashMap::new(),
+            call_began_us: 0,
             open_us: None,
+            level: tally::ALONE,
             savepoint: None,
             own: Vec::new(),
             patience_ms: 0,
             key_exists: None,
-            errors: BTreeMap::new(),
+            tally: Tally::default(),
         }
     }
 
@@ -115,7 +128,7 @@ impl<'w> Actor<'w> {
     }
 
     pub fn hand_in(self) {
-        self.world.note_errors(self.errors);
+        self.world.note_tally(self.tally);
         self.world.hand_in(self.log);
     }
 
@@ -139,6 +152,7 @@ impl<'w> Actor<'w> {
             "repeatable read" => "BEGIN ISOLATION LEVEL REPEATABLE READ",
             _ => "BEGIN",
         };
+        self.level = isolation;
         self.plain("begin", sql)?;
         self.open_us = Some(self.world.now_us());
         Ok(())
@@ -218,11 +232,28 @@ impl<'w> Actor<'w> {
 
     fn execute(&mut self, call: &'static str, sql: &str) -> Result<(), postgres::Error> {
         let Some(client) = &mut self.client else { return Ok(()) };
-        self.seat.opens(call, self.world.now_us());
+        self.call_began_us = self.world.now_us();
+        self.seat.opens(call, self.call_began_us);
         let result = client.batch_execute(sql);
+        self.closes(call, result.is_err());
+        if result.is_ok() {
+            self.did(call, true);
+        }
+        result
+    }
+
+    /// A call is over.
+    fn closes(&mut self, call: &'static str, is_failed: bool) {
         self.seat.closes();
         self.world.counters.calls.fetch_add(1, Relaxed);
-        result
+        let calls = self.tally.of(call, self.level);
+        calls.tried += 1;
+        calls.failed += u64::from(is_failed);
+    }
+
+    /// Whether a call that was answered came to something.
+    fn did(&mut self, call: &'static str, something: bool) {
+        self.tally.of(call, self.level).done += u64::from(something);
     }
 
     /// One statement. `commits_inside`: it may have committed some of its work before it fails.
@@ -234,20 +265,26 @@ impl<'w> Actor<'w> {
         commits_inside: bool,
     ) -> Done<Returned> {
         self.be_patient()?;
+        // Without an answer the round is over.
+        let Ok(types) = self.world.parameter_types(sql) else { return Err(Failed::Session) };
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
+        self.call_began_us = began_us;
         self.seat.opens(call, began_us);
-        let statement = match self.statements.get(sql) {
-            Some(statement) => Ok(statement.clone()),
-            None => client.prepare(sql),
+        let result = match (types, self.statements.get(sql)) {
+            // Through a pooler nothing that was prepared is there the next time.
+            (Some(types), _) => {
+                let typed: Vec<_> = parameters.iter().copied().zip(types).collect();
+                client.query_typed(sql, &typed)
+            }
+            (None, Some(statement)) => client.query(statement, parameters),
+            (None, None) => client.prepare(sql).and_then(|statement| {
+                let rows = client.query(&statement, parameters);
+                self.statements.insert(sql, statement);
+                rows
+            }),
         };
-        let result = statement.and_then(|statement| {
-            let rows = client.query(&statement, parameters);
-            self.statements.insert(sql, statement);
-            rows
-        });
-        self.seat.closes();
-        self.world.counters.calls.fetch_add(1, Relaxed);
+        self.closes(call, result.is_err());
         let returned_us = self.world.now_us();
         match result {
             Ok(rows) => {
@@ -308,25 +345,36 @@ impl<'w> Actor<'w> {
     }
 
     fn failed(&mut self, error: &postgres::Error) -> Failed {
-        let code = error.code().map_or("connection", |code| code.code()).to_owned();
-        *self.errors.entry(code.clone()).or_default() += 1;
+        let code = error.code().map_or(tally::CONNECTION, |code| code.code()).to_owned();
+        let constraint = error.as_db_error().and_then(|error| error.constraint());
+        // Only the ledger may have something already.
+        let what = match constraint.filter(|constraint| *constraint != LEDGER_KEY) {
+            Some(constraint) => format!("{code} of {constraint}"),
+            None => code.clone(),
+        };
+        *self.tally.errors.entry(what).or_default() += 1;
         if matches!(code.as_str(), "57014" | "55P03") {
             self.world.counters.cut_off.fetch_add(1, Relaxed);
         }
         let severity = error.as_db_error().and_then(|error| error.parsed_severity());
+        if code == NOT_HELD {
+            self.seat.refuses(1);
+        }
         if severity == Some(Severity::Error) && !error.is_closed() {
             self.key_exists = key_of(error);
             return Failed::Error;
         }
         self.client = None;
-        self.world.counters.lost_sessions.fetch_add(1, Relaxed);
+        self.world.lost_session(self.call_began_us);
         Failed::Session
     }
 
     fn ended(&mut self, end: End) {
         self.open_us = None;
+        self.level = tally::ALONE;
         self.savepoint = None;
         self.own.clear();
+        self.seat.ends();
         let (sent, delivered, acts) = self.log.ended(end);
         let counters = &self.world.counters;
         if end.outcome == Outcome::Acknowledged {
@@ -357,6 +405,7 @@ impl<'w> Actor<'w> {
     /// A statement that returns nothing that is logged, such as one that sends what was announced by [`Actor::keys`].
     pub fn send(&mut self, call: &'static str, sql: &'static str, parameters: &[&(dyn ToSql + Sync)]) -> Done {
         let returned = self.call(call, sql, parameters, false)?;
+        self.did(call, true);
         self.answered(&returned);
         Ok(())
     }
@@ -368,9 +417,23 @@ impl<'w> Actor<'w> {
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Done {
-        let returned = self.call(call, sql, parameters, true)?;
+        let returned = self.effecting(call, sql, parameters, &[], true)?;
+        self.did(call, true);
         self.answered(&returned);
         Ok(())
+    }
+
+    /// The same for a statement without parameters.
+    pub fn committing_plain(&mut self, call: &'static str, sql: &str) -> Done {
+        let began_us = self.world.now_us();
+        match self.execute(call, sql) {
+            Ok(()) => {
+                let (open_us, over_us) = (began_us, self.world.now_us());
+                self.ended(End { open_us, over_us, outcome: Outcome::Acknowledged });
+                Ok(())
+            }
+            Err(error) => Err(self.call_failed(began_us, true, &error)),
+        }
     }
 
     /// By COPY, in a transaction of its own: the answer to a COPY alone comes before its commit (the client library does
@@ -379,16 +442,17 @@ impl<'w> Actor<'w> {
         self.begin("read committed")?;
         let Some(client) = &mut self.client else { return Err(Failed::Session) };
         let began_us = self.world.now_us();
+        self.call_began_us = began_us;
         self.seat.opens("copy", began_us);
         let result = client.copy_in(sql).and_then(|mut writer| {
             // A failure to write is told by finish().
             let _ = std::io::Write::write_all(&mut writer, rows.as_bytes());
             writer.finish()
         });
-        self.seat.closes();
-        self.world.counters.calls.fetch_add(1, Relaxed);
+        self.closes("copy", result.is_err());
         match result {
             Ok(_) => {
+                self.did("copy", true);
                 // A cancel may come after the answer, and then COMMIT would roll back without a word.
                 self.plain("copy", "SELECT")?;
                 self.commit()
@@ -399,7 +463,8 @@ impl<'w> Actor<'w> {
 
     // ---- consuming ---------------------------------------------------------------------------------------------
 
-    /// A statement that reads: it returns message id, lease, count, key, and the queue's name.
+    /// A statement that reads: it returns message id, lease, count, key, the queue's name, and whether the message is
+    /// another than what was sent under that key.
     pub fn read(
         &mut self,
         call: &'static str,
@@ -409,6 +474,7 @@ impl<'w> Actor<'w> {
     ) -> Done<Vec<Held>> {
         let returned = self.call(call, sql, parameters, false)?;
         let held = self.log_delivered(&returned, lease_us);
+        self.did(call, !held.is_empty());
         self.answered(&returned);
         Ok(held)
     }
@@ -418,6 +484,9 @@ impl<'w> Actor<'w> {
         for row in &returned.rows {
             let (key, count): (i64, i64) = (row.get(3), row.get(2));
             let name: &str = row.get(4);
+            if row.get(5) {
+                self.tally.altered.push(format!("{key:x} in {name}, delivered for the {count}. time"));
+            }
             let queue = QUEUES.iter().position(|queue| *queue == name).unwrap_or(QUEUES.len()) as u8;
             let one = Held { key: key as Key, queue, msg_id: row.get(0), lease_id: row.get(1) };
             self.log.delivered(Delivered {
@@ -451,6 +520,8 @@ impl<'w> Actor<'w> {
         let returned = self.call(call, sql, parameters, false)?;
         let done: Vec<i64> = returned.rows.iter().filter_map(|row| row.get(0)).collect();
         self.log_answers(mark, returned.returned_us, on, &done);
+        self.seat.refuses(on.len().saturating_sub(done.len()) as u64);
+        self.did(call, !done.is_empty());
         self.answered(&returned);
         Ok(done)
     }
@@ -476,31 +547,71 @@ impl<'w> Actor<'w> {
         let mark = self.log.mark();
         let tried_us = self.world.now_us();
         on.iter().for_each(|one| self.log.acting(one.key, one.lease_id, Verb::Finish, tried_us));
-        let returned = self.call("delete_and_read", sql, parameters, false)?;
+        let call = if is_strict { "delete_strictly_and_read" } else { "delete_and_read" };
+        let returned = self.call(call, sql, parameters, false)?;
         if is_strict {
             self.log.answered(mark, returned.returned_us, |_| Answer::Done);
         }
         let held = self.log_delivered(&returned, lease_us);
+        self.did(call, !held.is_empty());
         self.answered(&returned);
         Ok(held)
     }
 
-    /// A statement that writes the ledger for what is held; nothing held: that itself takes and deletes.
+    /// A statement that writes the ledger for what is held.
     pub fn effect(&mut self, sql: &'static str, parameters: &[&(dyn ToSql + Sync)], held: &[Held]) -> Done {
+        let returned = self.effecting("ledger", sql, parameters, held, false)?;
+        self.did("ledger", true);
+        self.answered(&returned);
+        Ok(())
+    }
+
+    /// A statement that reads, writes the ledger and finishes, all in one; it returns what [`Actor::read`] wants.
+    pub fn pop(
+        &mut self,
+        call: &'static str,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+        lease_us: Us,
+    ) -> Done {
+        let result = self.effecting(call, sql, parameters, &[], false);
+        if matches!(result, Err(Failed::Session)) {
+            self.world.counters.pops_unknown.fetch_add(1, Relaxed);
+        }
+        let returned = result?;
+        let held = self.log_delivered(&returned, lease_us);
+        self.did(call, !held.is_empty());
+        let mark = self.log.mark();
+        held.iter().for_each(|one| self.log.acting(one.key, one.lease_id, Verb::Finish, returned.began_us));
+        self.log.answered(mark, returned.returned_us, |_| Answer::Done);
+        self.answered(&returned);
+        Ok(())
+    }
+
+    /// A call that may write the ledger; nothing held: for what it reads itself.
+    fn effecting(
+        &mut self,
+        call: &'static str,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+        held: &[Held],
+        commits_inside: bool,
+    ) -> Done<Returned> {
         self.key_exists = None;
-        let result = self.call("ledger", sql, parameters, false);
+        let began_us = self.world.now_us();
+        let result = self.call(call, sql, parameters, commits_inside);
         if let Some(key) = self.key_exists.take() {
             let lease_id = held.iter().find(|one| one.key == key).map(|one| one.lease_id);
-            self.log.effect_refused(EffectRefused { key, lease_id, at_us: self.world.now_us() });
+            let at_us = self.world.now_us();
+            self.log.effect_refused(EffectRefused { key, lease_id, began_us, at_us });
         }
-        self.answered(&result?);
-        Ok(())
+        result
     }
 }
 
-/// The key that a unique index has already, from the detail `Key (key)=(17) already exists.`
+/// The key that the ledger has already, from the detail `Key (key)=(17) already exists.`
 fn key_of(error: &postgres::Error) -> Option<Key> {
     let error = error.as_db_error()?;
-    let detail = error.detail().filter(|_| error.code().code() == "23505")?;
+    let detail = error.detail().filter(|_| error.constraint() == Some(LEDGER_KEY))?;
     detail.split_once(")=(")?.1.split_once(')')?.0.parse().ok()
 }

@@ -42,6 +42,8 @@ pub struct Rules {
     pub flush_us: Us,
     /// How long after that the worker may take to have a lease on disk.
     pub flush_slack_us: Us,
+    /// How long a lease lasts that nobody asked to be longer or shorter.
+    pub lease_us: Us,
     /// The queue whose finishes all write the ledger.
     pub exact: u8,
     /// The queue with durable_leases: what a read returned is counted on disk.
@@ -53,6 +55,8 @@ pub struct Rules {
 pub struct Tables {
     /// Keys in the ledger. (Its unique index is why there is no key twice.)
     pub ledger: Vec<Key>,
+    /// Who wrote these into it had heard of the delivery: they must be in the history.
+    pub claimed: Vec<(Key, i64)>,
     /// Keys of messages that nobody could read any more.
     pub left: Vec<Key>,
     /// Keys in the archives, each as often as it is there.
@@ -209,6 +213,7 @@ pub fn check(mut history: History, tables: &Tables, rules: Rules) -> Verdict {
     checker.effects(&history);
     checker.not_torn();
     checker.leases_differ(&history);
+    checker.claims(&history, &tables.claimed);
     verdict
 }
 
@@ -563,12 +568,27 @@ impl Checker<'_> {
     fn effect_once(&mut self, message: &Message) {
         for refused in message.refused {
             let of = refused.lease_id.and_then(|id| message.delivered.iter().find(|one| one.lease_id == id));
-            if of.is_some_and(|of| refused.at_us >= Self::deadline_us(message, of)) {
+            let deadline_us = match (of, refused.lease_id) {
+                (Some(of), _) => Self::deadline_us(message, of),
+                (None, None) => refused.began_us + self.rules.lease_us,
+                (None, Some(_)) => Us::MAX,
+            };
+            if refused.at_us >= deadline_us {
                 continue;
             }
             self.verdict.effect.add(|| {
                 format!("the ledger had it already: {refused:?}, {:?}, {:?}", message.delivered, message.acts)
             });
+        }
+    }
+
+    /// What stands in the ledger was delivered to who wrote it, under that lease.
+    fn claims(&mut self, history: &History, claimed: &[(Key, i64)]) {
+        let known: HashSet<(Key, i64)> = history.delivered.iter().map(|one| (one.key, one.lease_id)).collect();
+        for (key, lease_id) in claimed.iter().filter(|claim| !known.contains(claim)) {
+            self.verdict
+                .effect
+                .add(|| format!("{key:x} is in the ledger under lease {lease_id}, and nobody read that"));
         }
     }
 

@@ -11,7 +11,7 @@ pub(super) const PLAIN: u8 = 1;
 pub(super) const LEASE_US: Us = 1_000_000;
 pub(super) const DURABLE: u8 = 2;
 pub(super) const RULES: Rules =
-    Rules { flush_us: 1_000_000, flush_slack_us: 500_000, exact: EXACT, durable: DURABLE };
+    Rules { flush_us: 1_000_000, flush_slack_us: 500_000, lease_us: LEASE_US, exact: EXACT, durable: DURABLE };
 
 pub(super) fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
     End { open_us, over_us, outcome }
@@ -373,7 +373,7 @@ fn effect_when_the_ledger_differs() {
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     assert_broken(&check(history.clone(), &ledger(&[]), RULES), &[("effect", 1)]);
     assert_broken(&check(history.clone(), &ledger(&[7, 8]), RULES), &[("effect", 1)]);
-    let refused = EffectRefused { key: 7, lease_id: Some(1), at_us: 300 };
+    let refused = EffectRefused { key: 7, lease_id: Some(1), began_us: 250, at_us: 300 };
     history.refused = vec![refused];
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
     // Its lease had ended: another may have done it.
@@ -381,11 +381,21 @@ fn effect_when_the_ledger_differs() {
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     history.refused = vec![EffectRefused { lease_id: None, at_us: 100 + LEASE_US, ..refused }];
     assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[("effect", 1)]);
+    // What the call itself had taken may have ended in it.
+    history.refused = vec![EffectRefused { lease_id: None, at_us: 250 + LEASE_US, ..refused }];
+    assert_broken(&check(history.clone(), &ledger(&[7]), RULES), &[]);
     history.refused.clear();
     history.delivered.clear();
     history.acts.clear();
     history.sent[0].end.outcome = Outcome::RolledBack;
     assert_broken(&check(history, &ledger(&[7]), RULES), &[("effect", 1)]);
+}
+
+#[test]
+fn effect_when_the_ledger_has_a_lease_that_nobody_read() {
+    let tables = |lease_id| Tables { claimed: vec![(7, lease_id)], ..Tables::default() };
+    assert_broken(&check(good(7), &tables(1), RULES), &[]);
+    assert_broken(&check(good(7), &tables(2), RULES), &[("effect", 1)]);
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::actor::{Actor, Done, Failed, Held, Kept, DURABLE, EXACT, PLAIN, QUEUES};
 use super::history::{Short, Unseen, Us, Verb};
-use super::senders;
+use super::tally::{Kind, ALONE};
+use super::{mortal, senders};
 
 /// What the queues have as their visibility_timeout.
 pub const LEASE_US: Us = 2_000_000;
@@ -20,12 +21,12 @@ const KEPT_MAX: usize = 12;
 /// Of those who ask for another one.
 const SHORT_LEASE_MS: std::ops::RangeInclusive<u64> = 20..=400;
 
-const READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1 \
-    FROM queue_read($1, $2, $3::int8 * interval '1 us', $4::int8 * interval '1 ms')";
-const READ_ANY: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, queue \
-    FROM queue_read_any($1, $2, wait => $3::int8 * interval '1 ms')";
-const DELETE_AND_READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1 \
-    FROM queue_delete_and_read($1, $2, $3, quantity => $4, strict => $5)";
+const READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1, \
+    is_altered(message, headers) FROM queue_read($1, $2, $3::int8 * interval '1 us', $4::int8 * interval '1 ms')";
+const READ_ANY: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, queue, \
+    is_altered(message, headers) FROM queue_read_any($1, $2, wait => $3::int8 * interval '1 ms')";
+const DELETE_AND_READ: &str = "SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, $1, \
+    is_altered(message, headers) FROM queue_delete_and_read($1, $2, $3, quantity => $4, strict => $5)";
 const DELETE_STRICTLY: &str = "SELECT queue_delete_batch($1, $2, $3, strict => true)";
 const DELETE: &str = "SELECT queue_delete_batch($1, $2, $3)";
 const ARCHIVE: &str = "SELECT queue_archive_batch($1, $2, $3)";
@@ -33,17 +34,51 @@ const RETRY: &str = "SELECT CASE outcome WHEN 'retried' THEN $2 END \
     FROM queue_retry($1, $2, $3, 'again', $4::int8 * interval '1 us')";
 const RELEASE: &str = "SELECT queue_release($1, $2, $3, delay => nullif($4::int8, 0) * interval '1 us')";
 const EXTEND: &str = "SELECT queue_extend_batch($1, $2, $3, $4::int8 * interval '1 us')";
-const LEDGER: &str = "INSERT INTO ledger SELECT * FROM unnest($1::int8[], $2::int8[])";
+const LEDGER: &str = "INSERT INTO ledger (key, lease_id) SELECT * FROM unnest($1::int8[], $2::int8[])";
 const CONSUME_COMMITTING: &str = "CALL consume_committing($1)";
-const POP: &str = "INSERT INTO ledger SELECT (message ->> 'k')::int8, lease_id FROM queue_pop('exact', $1)";
+const POP: &str = "WITH popped AS MATERIALIZED (SELECT * FROM queue_pop('exact', $1)), \
+    written AS (INSERT INTO ledger SELECT (message ->> 'k')::int8, lease_id, 'pop' FROM popped) \
+    SELECT msg_id, lease_id, delivery_count, (message ->> 'k')::int8, 'exact', is_altered(message, headers) FROM popped";
+
+const FINISH_DEEP: &str = "SELECT (unnest(finish_deep(1, $1, $2))).*";
+/// Subtransactions within each other.
+const DEPTH: u64 = 100;
 
 const LEVELS: [&str; 5] =
     ["read committed", "read committed", "read committed", "repeatable read", "serializable"];
 
+/// What a consumer has done after a while.
+pub const KINDS: [Kind; 24] = [
+    ("read", ALONE),
+    ("read_waiting", ALONE),
+    ("read_waiting", "read committed"),
+    ("read_waiting", "repeatable read"),
+    ("read_waiting", "serializable"),
+    ("read_any", ALONE),
+    ("pop", ALONE),
+    ("consume_mortal", ALONE),
+    ("finish_deep", ALONE),
+    ("ledger", "read committed"),
+    ("ledger", "repeatable read"),
+    ("ledger", "serializable"),
+    ("finish", ALONE),
+    ("finish", "read committed"),
+    ("finish", "repeatable read"),
+    ("finish", "serializable"),
+    ("commit", "repeatable read"),
+    ("commit", "serializable"),
+    ("delete_and_read", ALONE),
+    ("delete_strictly_and_read", ALONE),
+    ("consume_committing", ALONE),
+    ("retry", ALONE),
+    ("release", ALONE),
+    ("extend", ALONE),
+];
+
 /// One piece of work of a consumer.
 pub fn work(actor: &mut Actor) -> Done {
     finish_kept(actor, actor.world.now_us())?;
-    match actor.rng.below(25) {
+    match actor.rng.below(29) {
         0..=9 => exactly_once(actor),
         10 => rolled_back(actor),
         11 => in_procedure(actor),
@@ -55,6 +90,8 @@ pub fn work(actor: &mut Actor) -> Done {
         21 => too_late(actor),
         22 => own(actor),
         23 => long_held(actor),
+        25 => deep(actor),
+        26 | 27 => mortal::consume(actor),
         _ => any(actor),
     }
 }
@@ -66,6 +103,12 @@ pub fn end(actor: &mut Actor) -> Done {
 
 fn name(queue: u8) -> &'static str {
     QUEUES[queue as usize]
+}
+
+/// At any level.
+fn begin(actor: &mut Actor) -> Done {
+    let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
+    actor.begin(level)
 }
 
 /// A few; now and then more than the dispatcher gives at one go.
@@ -133,9 +176,8 @@ fn ledger(actor: &mut Actor, held: &[Held]) -> Done {
 
 /// The transaction that the README promises exactly once: read, effect, strict finish.
 pub fn exactly_once(actor: &mut Actor) -> Done {
-    let level = actor.rng.pick(&LEVELS).copied().unwrap_or("read committed");
     let quantity = quantity(actor);
-    actor.begin(level)?;
+    begin(actor)?;
     if actor.rng.one_in(4) {
         actor.savepoint()?; // and the read within it
     }
@@ -167,7 +209,7 @@ pub fn exactly_once(actor: &mut Actor) -> Done {
 
 fn rolled_back(actor: &mut Actor) -> Done {
     let queue = *actor.rng.pick(&[EXACT, PLAIN, DURABLE]).unwrap_or(&EXACT);
-    actor.begin("read committed")?;
+    begin(actor)?;
     let quantity = actor.rng.between(1, 5);
     let held = read(actor, queue, quantity, LEASE_US, 0)?;
     if !held.is_empty() && actor.rng.one_in(2) {
@@ -184,7 +226,15 @@ fn in_procedure(actor: &mut Actor) -> Done {
 
 fn popping(actor: &mut Actor) -> Done {
     let quantity = actor.rng.between(1, 20) as i64;
-    telling_nothing(actor, |actor| actor.effect(POP, &[&quantity], &[]))
+    telling_nothing(actor, |actor| actor.pop("pop", POP, &[&quantity], LEASE_US))
+}
+
+/// Reads, writes the ledger and finishes, each message in a subtransaction within that of the one before; from one
+/// of them on all is undone.
+fn deep(actor: &mut Actor) -> Done {
+    let depth = actor.rng.between(2, DEPTH) as i64;
+    let breaks_at = actor.rng.between(2, DEPTH) as i64;
+    telling_nothing(actor, |actor| actor.pop("finish_deep", FINISH_DEEP, &[&depth, &breaks_at], LEASE_US))
 }
 
 fn at_least_once(actor: &mut Actor) -> Done {
@@ -275,7 +325,7 @@ fn too_late(actor: &mut Actor) -> Done {
     let is_exact = actor.rng.one_in(2);
     let queue = if is_exact { EXACT } else { PLAIN };
     if is_exact {
-        actor.begin("read committed")?;
+        begin(actor)?;
     }
     let held = read(actor, queue, 3, lease_us, 0)?;
     if !held.is_empty() {
@@ -320,7 +370,7 @@ fn finish_kept(actor: &mut Actor, now_us: Us) -> Done {
 
 /// Sends and reads in one transaction: what others sent comes first, then its own.
 fn own(actor: &mut Actor) -> Done {
-    actor.begin("read committed")?;
+    begin(actor)?;
     let key = actor.keys(PLAIN, 1, 0)[0];
     actor.send("send", senders::SEND, &[&name(PLAIN), &key])?;
     let quantity = actor.rng.between(1, 20);

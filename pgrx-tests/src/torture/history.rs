@@ -116,8 +116,9 @@ pub struct Act {
 #[derive(Clone, Copy, Debug)]
 pub struct EffectRefused {
     pub key: Key,
-    /// Under which lease; None: the statement itself had just taken and deleted the message.
+    /// Under which lease; None: one that the call itself had taken, for [`super::checker::Rules::lease_us`].
     pub lease_id: Option<i64>,
+    pub began_us: Us,
     /// When the client heard of it.
     pub at_us: Us,
 }

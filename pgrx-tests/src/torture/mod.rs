@@ -2,8 +2,9 @@
 //! for.
 //!
 //! From below: `rng` (choices from a seed), `history` (what clients saw), `world` (where they live), `faults` (what
-//! is done to them), `actor` (a client's session: calls, transactions, and their outcome), `senders` and `consumers`
-//! (what they do), `checker` and `claims` (the verdict, from the history alone), `round` (all of it once), `report`.
+//! is done to them), `tally` (what came of their calls), `actor` (a client's session: calls, transactions, and their
+//! outcome), `senders`, `consumers` and `mortal` (what they do), `checker` and `claims` (the verdict, from the history
+//! alone), `round` (all of it once), `report`.
 //!
 //! A seed decides what clients and faults choose; when it happens is the machine's. So a seed repeats a run's shape,
 //! not its every step.
@@ -18,8 +19,10 @@ mod claims_tests;
 mod consumers;
 pub mod faults;
 pub mod history;
+mod mortal;
 mod report;
 pub mod rng;
 pub mod round;
 mod senders;
+pub mod tally;
 pub mod world;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{json, Value};
 
 use super::round::{Outcome, Strikes};
+use super::tally::{Calls, Tally};
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,8 +32,13 @@ impl fmt::Display for Outcome {
         }
         writeln!(f, "    {:<18} {:>5}", "all", self.hits())?;
         writeln!(f, "\n{} calls in {} sessions", self.calls, self.sessions)?;
-        let errors: Vec<String> = self.errors.iter().map(|(code, count)| format!("{code} {count}")).collect();
+        let errors: Vec<String> =
+            self.tally.errors.iter().map(|(code, count)| format!("{code} {count}")).collect();
         writeln!(f, "errors by SQLSTATE: {}", errors.join(", "))?;
+        writeln!(f, "call                  in a transaction       tried       done     failed")?;
+        for ((call, level), Calls { tried, done, failed }) in &self.tally.calls {
+            writeln!(f, "    {call:<18} {level:<17} {tried:>10} {done:>10} {failed:>10}")?;
+        }
         for (what, count) in self.figures() {
             writeln!(f, "    {what:<44} {count:>10}")?;
         }
@@ -94,7 +100,7 @@ impl Outcome {
             "seed": self.seed, "version": self.version, "fsync": self.is_durable,
             "seconds": self.took.as_secs_f64(), "seconds_draining": self.drained_in.as_secs_f64(),
             "strikes": self.hits(), "faults": strikes, "calls": self.calls, "sessions": self.sessions,
-            "errors": self.errors, "figures": figures, "broken": broken, "order": "not applicable",
+            "errors": self.tally.errors, "calls_by_kind": self.tally.to_json(), "figures": figures, "broken": broken, "order": "not applicable",
             "failures": self.failures, "is_good": self.is_good(),
         })
     }
@@ -107,5 +113,14 @@ impl Strikes {
             "seconds": self.took_us as f64 / 1e6, "last_hit": self.last_hit, "last_miss": self.last_miss,
             "skipped": self.skipped,
         })
+    }
+}
+
+impl Tally {
+    fn to_json(&self) -> Value {
+        let calls = self.calls.iter().map(|((call, level), calls)| {
+            json!({"call": call, "level": level, "tried": calls.tried, "done": calls.done, "failed": calls.failed})
+        });
+        calls.collect()
     }
 }

@@ -15,8 +15,9 @@ use super::checker::{self, Rules, Tables, Verdict};
 use super::faults::{self, Fault, Struck};
 use super::history::{Blow, Key, Us};
 use super::rng::Rng;
+use super::tally::Tally;
 use super::world::{World, DATABASE};
-use super::{consumers, senders};
+use super::{consumers, mortal, senders};
 use crate::pg_tree::PgTree;
 use crate::wait::poll;
 use crate::ClusterOptions;
@@ -38,6 +39,9 @@ const FLUSH_MS: u64 = 300;
 const FLUSH_SLACK_US: Us = 1_500_000;
 /// Now and then nothing strikes for so long that leases are written before the next crash.
 const QUIET: Duration = Duration::from_secs(4);
+/// In a round of that length, and with so many of their most frequent call, clients have done work of every kind.
+const WANTED_FROM: Duration = Duration::from_secs(10);
+const WANTED_TRIED_MIN: u64 = 500;
 
 /// How a round is run.
 pub struct Plan {
@@ -87,7 +91,7 @@ pub struct Outcome {
     pub verdict: Verdict,
     pub calls: u64,
     pub sessions: u64,
-    pub errors: BTreeMap<String, u64>,
+    pub tally: Tally,
     /// What is wrong besides the verdict.
     pub failures: Vec<String>,
 }
@@ -185,17 +189,19 @@ impl Round<'_> {
         })?;
         let drain_begun = Instant::now();
         self.drain(&rng)?;
+        self.failures.extend(mortal::settle(self.world, self.plan.drain_limit)?);
         let drained_in = drain_begun.elapsed();
         let tables = self.tables()?;
         let rules = Rules {
             flush_us: FLUSH_MS * 1_000,
             flush_slack_us: FLUSH_SLACK_US,
+            lease_us: consumers::LEASE_US,
             exact: EXACT,
             durable: DURABLE,
         };
         let verdict = checker::check(self.world.history(), &tables, rules);
-        self.look_at_log();
-        self.look_at_errors();
+        self.look_at_logs();
+        self.look_at_calls();
         for (name, strikes) in &self.strikes {
             if strikes.hits == 0 && strikes.skipped.is_none() {
                 let missed = format!("{name} never struck ({} misses: {})", strikes.misses, strikes.last_miss);
@@ -213,7 +219,7 @@ impl Round<'_> {
             verdict,
             calls: counters.calls.load(Relaxed),
             sessions: counters.reconnects.load(Relaxed),
-            errors: self.world.errors(),
+            tally: self.world.tally(),
             failures: self.failures,
         })
     }
@@ -320,22 +326,34 @@ impl Round<'_> {
 
     fn tables(&self) -> Result<Tables> {
         let mut client = self.world.admin()?;
-        let mut keys = |sql: &str| -> Result<Vec<Key>> {
-            Ok(client.query(sql, &[])?.iter().map(|row| row.get::<_, i64>(0) as Key).collect())
-        };
-        let mut tables = Tables { ledger: keys("SELECT key FROM ledger")?, ..Tables::default() };
+        let mut tables = Tables::default();
+        let are_pops_known = self.world.counters.pops_unknown.load(Relaxed) == 0;
+        for row in client.query("SELECT key, lease_id, who FROM ledger", &[])? {
+            let (key, who): (i64, &str) = (row.get(0), row.get(2));
+            tables.ledger.push(key as Key);
+            if who == "client" || who == "pop" && are_pops_known {
+                tables.claimed.push((key as Key, row.get(1)));
+            }
+        }
         for queue in QUEUES {
-            tables.left.extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue.{queue}"))?);
-            tables
-                .archived
-                .extend(keys(&format!("SELECT (message ->> 'k')::int8 FROM queue_archive.{queue}"))?);
+            let mut keys = |schema: &str| -> Result<Vec<Key>> {
+                let sql = format!("SELECT (message ->> 'k')::int8 FROM {schema}.{queue}");
+                Ok(client.query(&sql, &[])?.iter().map(|row| row.get::<_, i64>(0) as Key).collect())
+            };
+            tables.left.extend(keys("queue")?);
+            tables.archived.extend(keys("queue_archive")?);
         }
         Ok(tables)
     }
 
-    /// Nothing but what was killed on purpose died.
-    fn look_at_log(&mut self) {
-        let log = self.world.cluster().log();
+    /// Nothing but what was killed on purpose died, on no server.
+    fn look_at_logs(&mut self) {
+        for (log, caused) in self.world.logs() {
+            self.look_at_log(&log, caused);
+        }
+    }
+
+    fn look_at_log(&mut self, log: &str, caused: u64) {
         // A full pg_wal is the one reason for a PANIC; what panics aborts.
         let was_full = self.strikes.get(faults::WAL_FULL).is_some_and(|strikes| strikes.hits > 0);
         let is_bad = |line: &&str| {
@@ -350,20 +368,22 @@ impl Round<'_> {
             self.failures.push(format!("the log says: {line}"));
         }
         let crashes = log.matches("all server processes terminated; reinitializing").count() as u64;
-        let caused = self.world.counters.crashes_caused.load(Relaxed);
         if crashes != caused {
             self.failures
                 .push(format!("the server restarted itself {crashes} times, {caused} of them on purpose"));
         }
     }
 
-    /// No error that says that something is broken inside.
-    fn look_at_errors(&mut self) {
-        for (code, count) in self.world.errors() {
-            if code.starts_with("XX") || matches!(code.as_str(), "42P01" | "42883" | "42601" | "22023") {
-                self.failures.push(format!("{count} calls ended with SQLSTATE {code}"));
-            }
+    /// Calls fail by what faults do, and no kind of them always.
+    fn look_at_calls(&mut self) {
+        let tally = self.world.tally();
+        let mut wanted = Vec::new();
+        if self.plan.length >= WANTED_FROM {
+            let often = |call| tally.tried(call) >= WANTED_TRIED_MIN;
+            wanted.extend(senders::KINDS.iter().filter(|_| often("send_batch")));
+            wanted.extend(consumers::KINDS.iter().filter(|_| often("read_waiting")));
         }
+        self.failures.extend(tally.failures(&wanted));
     }
 }
 

@@ -13,6 +13,7 @@ use postgres::types::Type;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::history::{Blow, BlowAt, History, Log, Us};
+use super::tally::Tally;
 use crate::cluster::Cluster;
 
 /// The database that all is about.
@@ -30,6 +31,9 @@ pub struct Seat {
     pid: AtomicI32,
     /// The call that is open, and since when.
     call: Mutex<Option<(&'static str, Us)>>,
+    /// Acts on leases that were refused, and transactions that are over.
+    refused: AtomicU64,
+    ended: AtomicU64,
 }
 
 /// A call that a client had open when it was looked at.
@@ -40,6 +44,7 @@ pub struct Open {
     pub pid: i32,
     pub call: &'static str,
     pub since_us: Us,
+    pub seat: Arc<Seat>,
 }
 
 impl Seat {
@@ -49,6 +54,21 @@ impl Seat {
 
     pub fn closes(&self) {
         *lock(&self.call) = None;
+    }
+
+    /// So many acts were refused, in the transaction that is open.
+    pub fn refuses(&self, acts: u64) {
+        self.refused.fetch_add(acts, SeqCst);
+    }
+
+    pub fn ends(&self) {
+        self.ended.fetch_add(1, SeqCst);
+    }
+
+    /// How many transactions are over, and how many acts were refused in these at least.
+    pub fn ended_and_refused(&self) -> (u64, u64) {
+        let ended = self.ended.load(SeqCst);
+        (ended, self.refused.load(SeqCst))
     }
 }
 
@@ -62,9 +82,9 @@ pub struct Counters {
     pub calls: AtomicU64,
     /// Calls that a timeout or a cancel ended.
     pub cut_off: AtomicU64,
+    /// Pops that may have committed what nobody heard of.
+    pub pops_unknown: AtomicU64,
     pub reconnects: AtomicU64,
-    /// Sessions that ended in the midst of a call.
-    pub lost_sessions: AtomicU64,
     /// Messages in the tables, when somebody last looked.
     pub backlog: AtomicU64,
     /// How often a fault made the postmaster restart everything.
@@ -81,9 +101,13 @@ pub struct World {
     patience_ms: AtomicU32,
     seats: Mutex<Vec<Arc<Seat>>>,
     clients: AtomicU32,
+    /// What those that were given up had logged by then, and how often a fault had made each restart everything.
+    old_logs: Mutex<Vec<(String, u64)>>,
+    /// Sessions that ended in the midst of a call: when that began, and when its client heard of it.
+    lost_sessions: Mutex<Vec<(Us, Us)>>,
     blows: Mutex<Vec<BlowAt>>,
     handed_in: Mutex<History>,
-    errors: Mutex<BTreeMap<String, u64>>,
+    tally: Mutex<Tally>,
     parameter_types: Mutex<BTreeMap<&'static str, Vec<Type>>>,
     pub counters: Counters,
 }
@@ -98,9 +122,11 @@ impl World {
             patience_ms: AtomicU32::new(0),
             seats: Mutex::default(),
             clients: AtomicU32::new(0),
+            old_logs: Mutex::default(),
+            lost_sessions: Mutex::default(),
             blows: Mutex::default(),
             handed_in: Mutex::default(),
-            errors: Mutex::default(),
+            tally: Mutex::default(),
             parameter_types: Mutex::default(),
             counters: Counters::default(),
         }
@@ -108,6 +134,10 @@ impl World {
 
     pub fn now_us(&self) -> Us {
         self.begun.elapsed().as_micros() as Us
+    }
+
+    pub fn us_at(&self, at: Instant) -> Us {
+        at.saturating_duration_since(self.begun).as_micros() as Us
     }
 
     /// The server that clients are to use at present.
@@ -119,9 +149,17 @@ impl World {
     /// `kept_until_us`: see [`Blow::Failover`]. Returns the old one, which must not take connections any more.
     pub fn fail_over(&self, to: Arc<Cluster>, kept_until_us: Option<Us>, from_us: Us) -> Arc<Cluster> {
         let old = std::mem::replace(&mut *lock(&self.cluster), to);
-        self.counters.crashes_caused.store(0, SeqCst); // the new one's log knows of none
+        let caused = self.counters.crashes_caused.swap(0, SeqCst); // the new one's log knows of none
+        lock(&self.old_logs).push((old.log(), caused));
         self.befell(Blow::Failover { kept_until_us }, from_us);
         old
+    }
+
+    /// The log of each server, and how often a fault made it restart everything.
+    pub fn logs(&self) -> Vec<(String, u64)> {
+        let mut logs = lock(&self.old_logs).clone();
+        logs.push((self.cluster().log(), self.counters.crashes_caused.load(SeqCst)));
+        logs
     }
 
     /// From now on clients connect there (None: to the server itself). Sessions that are open stay.
@@ -163,7 +201,14 @@ impl World {
     pub fn seat(&self, name: &str, is_consumer: bool) -> (Arc<Seat>, Log) {
         let number = self.clients.fetch_add(1, SeqCst);
         let name = format!("{name}-{number}");
-        let seat = Arc::new(Seat { name, is_consumer, pid: AtomicI32::new(0), call: Mutex::new(None) });
+        let seat = Arc::new(Seat {
+            name,
+            is_consumer,
+            pid: AtomicI32::new(0),
+            call: Mutex::new(None),
+            refused: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+        });
         lock(&self.seats).push(Arc::clone(&seat));
         (seat, Log::new(number))
     }
@@ -173,16 +218,13 @@ impl World {
         lock(&self.handed_in).append(log.into_history());
     }
 
-    /// Errors that a client met, by SQLSTATE.
-    pub fn note_errors(&self, errors: BTreeMap<String, u64>) {
-        let mut all = lock(&self.errors);
-        for (code, count) in errors {
-            *all.entry(code).or_default() += count;
-        }
+    /// What came of a client's calls.
+    pub fn note_tally(&self, tally: Tally) {
+        lock(&self.tally).append(tally);
     }
 
-    pub fn errors(&self) -> BTreeMap<String, u64> {
-        lock(&self.errors).clone()
+    pub fn tally(&self) -> Tally {
+        lock(&self.tally).clone()
     }
 
     /// All that was handed in, and what befell the server.
@@ -219,17 +261,23 @@ impl World {
         Ok(client)
     }
 
-    /// Where clients come through a pooler that knows no prepared statements: the types of a statement's parameters.
+    /// Where clients come through a pooler that knows no prepared statements: the types of a statement's parameters,
+    /// asked of the server itself as soon as there is one. Fails when the round is over first.
     pub fn parameter_types(&self, sql: &'static str) -> Result<Option<Vec<Type>>> {
         if lock(&self.detour).is_none() {
             return Ok(None);
         }
-        let mut known = lock(&self.parameter_types);
-        if let Some(types) = known.get(sql) {
+        if let Some(types) = lock(&self.parameter_types).get(sql) {
             return Ok(Some(types.clone()));
         }
-        let types = self.admin()?.prepare(sql)?.params().to_vec();
-        known.insert(sql, types.clone());
+        let prepared = loop {
+            match self.admin().and_then(|mut client| Ok(client.prepare(sql)?)) {
+                Err(_) if !self.is_over() => std::thread::sleep(KNOCK_EVERY),
+                other => break other?,
+            }
+        };
+        let types = prepared.params().to_vec();
+        lock(&self.parameter_types).insert(sql, types.clone());
         Ok(Some(types))
     }
 
@@ -238,13 +286,35 @@ impl World {
         self.cluster().connect(DATABASE)
     }
 
+    /// How many clients have a session.
+    pub fn connected(&self) -> usize {
+        lock(&self.seats).iter().filter(|seat| seat.pid.load(SeqCst) != 0).count()
+    }
+
+    /// Whether that call is still open.
+    pub fn is_open(&self, open: &Open) -> bool {
+        *lock(&open.seat.call) == Some((open.call, open.since_us)) && open.seat.pid.load(SeqCst) == open.pid
+    }
+
+    /// A session ended in the midst of a call that began then.
+    pub fn lost_session(&self, began_us: Us) {
+        lock(&self.lost_sessions).push((began_us, self.now_us()));
+    }
+
+    /// How many sessions ended since `from_us` in the midst of a call that was open at `struck_us`.
+    pub fn cut_off(&self, from_us: Us, struck_us: Us) -> u64 {
+        let lost = lock(&self.lost_sessions);
+        lost.iter().filter(|(began_us, ended_us)| *began_us < struck_us && *ended_us >= from_us).count() as u64
+    }
+
     /// The calls that are open right now.
     pub fn open_calls(&self) -> Vec<Open> {
         let seats = lock(&self.seats);
         let open = seats.iter().filter_map(|seat| {
             let (call, since_us) = (*lock(&seat.call))?;
             let pid = seat.pid.load(SeqCst);
-            Some(Open { client: seat.name.clone(), is_consumer: seat.is_consumer, pid, call, since_us })
+            let (client, seat) = (seat.name.clone(), Arc::clone(seat));
+            Some(Open { client, is_consumer: seat.is_consumer, pid, call, since_us, seat })
         });
         open.filter(|open| open.pid != 0).collect()
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
-use super::{catch, cut_off_since, Fault, Proof, Struck};
+use super::{catch, cut_off, Fault, Proof, Struck};
 use crate::processes;
 use crate::torture::consumers::LEASE_US;
 use crate::torture::rng::Rng;
@@ -28,19 +28,24 @@ impl Fault for Terminate {
     fn strike(&mut self, world: &World, rng: &mut Rng) -> Result<Struck> {
         let Some(open) = catch(world, 1, |_| true) else { return Ok(Struck::idle()) };
         let mut client = world.admin()?;
-        let (from_us, lost_before) = (world.now_us(), world.counters.lost_sessions.load(Relaxed));
-        let mut pids = Vec::new();
+        let from_us = world.now_us();
+        let mut chosen = Vec::new();
         for _ in 0..rng.between(1, 3) {
-            pids.extend(rng.pick(&open).map(|open| open.pid));
+            chosen.extend(rng.pick(&open).map(|open| open.pid));
         }
-        pids.dedup();
-        client.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int4[]) pid", &[&pids])?;
+        let sql = "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity \
+            WHERE pid = ANY ($1) AND state = 'active'";
+        let pids: Vec<i32> = client.query(sql, &[&chosen])?.iter().map(|row| row.get(0)).collect();
+        let struck_us = world.now_us();
         for pid in &pids {
             if !super::is_gone(world, *pid)? {
                 return Ok(Struck::Missed(format!("backend {pid} did not end")));
             }
         }
-        let Some(cut_off) = cut_off_since(world, lost_before) else { return Ok(Struck::unnoticed()) };
+        if pids.is_empty() {
+            return Ok(Struck::Missed("they were over".to_owned()));
+        }
+        let Some(cut_off) = cut_off(world, from_us, struck_us) else { return Ok(Struck::unnoticed()) };
         let seen = format!("backends {pids:?} ended, {cut_off} calls cut off");
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls: open.len(), seen }))
     }
@@ -98,7 +103,8 @@ impl Fault for Timeouts {
     }
 }
 
-/// SIGSTOP of a consumer's backend in mid-call for longer than its lease lasts, then SIGCONT.
+/// SIGSTOP of a consumer's backend in mid-call for longer than its lease lasts, then SIGCONT: what it does under the
+/// lease is refused.
 pub struct Stop;
 
 impl Fault for Stop {
@@ -107,29 +113,38 @@ impl Fault for Stop {
     }
 
     fn weight(&self) -> u64 {
-        2 // it takes as long as a lease
+        6 // it takes as long as a lease, and not every one is hit
     }
 
     fn strike(&mut self, world: &World, rng: &mut Rng) -> Result<Struck> {
-        let is_holding = |call: &str| !matches!(call, "read" | "read_waiting" | "read_any" | "begin" | "set");
-        let caught = catch(world, 1, |open| open.is_consumer && is_holding(open.call));
+        const UNDER_A_LEASE: [&str; 6] =
+            ["finish", "delete_strictly_and_read", "retry", "release", "extend", "ledger"];
+        let caught = catch(world, 1, |open| open.is_consumer && UNDER_A_LEASE.contains(&open.call));
         let Some(victim) = caught.as_deref().and_then(|open| rng.pick(open)).cloned() else {
             return Ok(Struck::idle());
         };
         let open_calls = world.open_calls().len();
         let pid = victim.pid as u32;
+        let (ended, refused) = victim.seat.ended_and_refused();
         let from_us = world.now_us();
         processes::send(pid, Signal::SIGSTOP)?;
         std::thread::sleep(Duration::from_micros(LEASE_US + LEASE_US / 10));
-        let is_open = |open: &super::Open| open.pid == victim.pid && open.since_us == victim.since_us;
         let is_stopped = processes::is_stopped(pid);
-        let was_in_call = world.open_calls().iter().any(is_open);
+        let was_in_call = world.is_open(&victim);
         processes::send(pid, Signal::SIGCONT)?;
         if !is_stopped || !was_in_call {
             return Ok(Struck::Missed(format!("backend {pid} was not in the call any more")));
         }
         let stood_ms = (world.now_us() - from_us) / 1_000;
-        let seen = format!("backend {pid} stood still for {stood_ms} ms in {}", victim.call);
+        // It may have stood before its lease was looked at, or after.
+        let was_refused = poll(LIMIT, || match victim.seat.ended_and_refused() {
+            (_, now) if now > refused => Some(true),
+            (now, _) => (now > ended).then_some(false),
+        });
+        if was_refused != Some(true) {
+            return Ok(Struck::Missed(format!("{} of backend {pid} was not refused", victim.call)));
+        }
+        let seen = format!("backend {pid} stood still for {stood_ms} ms in {}, and was refused", victim.call);
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls, seen }))
     }
 }

@@ -34,12 +34,14 @@ impl Fault for OutOfConnections {
         let mut hogs = Vec::new();
         take_all(&cluster, &mut hogs)?;
         let open = world.open_calls();
-        for one in &open {
-            admin.execute("SELECT pg_terminate_backend($1)", &[&one.pid])?;
-        }
-        // Whoever is faster has the places that became free.
+        // Whoever is faster has the places that became free: clients are ended until they were too slow.
         let refused = poll(LIMIT, || {
-            if let Err(error) = take_all(&cluster, &mut hogs) {
+            let mut end_and_take = || -> Result<()> {
+                let pids: Vec<i32> = world.open_calls().iter().map(|open| open.pid).collect();
+                admin.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int4[]) pid", &[&pids])?;
+                take_all(&cluster, &mut hogs)
+            };
+            if let Err(error) = end_and_take() {
                 return Some(Err(error));
             }
             let refused = count_refused(&cluster.log_from(logged));

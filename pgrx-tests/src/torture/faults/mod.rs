@@ -14,7 +14,6 @@ mod room;
 mod server;
 mod standby;
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{bail, Result};
@@ -143,11 +142,11 @@ pub fn catch(world: &World, least: usize, is_wanted: impl Fn(&Open) -> bool) -> 
     })
 }
 
-/// How many sessions have ended in the midst of a call since there were `before` of those; None: nobody noticed.
-fn cut_off_since(world: &World, before: u64) -> Option<u64> {
-    poll(CATCH_LIMIT, || {
-        Some(world.counters.lost_sessions.load(Relaxed) - before).filter(|sessions| *sessions > 0)
-    })
+/// How many sessions ended since `from_us` in the midst of a call that was open at `struck_us`, as soon as clients
+/// notice; None: none did. A client between two calls notices at its next one, which does not count.
+fn cut_off(world: &World, from_us: Us, struck_us: Us) -> Option<u64> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    poll(LIMIT, || Some(world.cut_off(from_us, struck_us)).filter(|sessions| *sessions > 0))
 }
 
 /// The process that a statement finds, if it does in a while.

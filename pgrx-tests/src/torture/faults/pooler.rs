@@ -43,10 +43,15 @@ impl Fault for PoolerKilled {
         let sessions: i64 = admin.query_one(sql, &[])?.get(0);
         let (from_us, open_calls, old) = (world.now_us(), world.open_calls().len(), pooler.pid());
         if open_calls == 0 {
-            return Ok(Struck::Missed("no call was open".to_owned()));
+            return Ok(Struck::idle());
+        }
+        // Else they do not take turns, and it is no pooler.
+        let clients = world.connected();
+        if sessions > i64::from(SESSIONS) || clients <= SESSIONS as usize {
+            return Ok(Struck::Missed(format!("{sessions} sessions for {clients} clients")));
         }
         pooler.kill_and_restart(&world.cluster(), DATABASE)?;
-        let seen = format!("pooler {old} -> {}; {sessions} sessions served all clients", pooler.pid());
+        let seen = format!("pooler {old} -> {}; {sessions} sessions served {clients} clients", pooler.pid());
         Ok(Struck::Hit(Proof { from_us, to_us: world.now_us(), open_calls, seen }))
     }
 }

@@ -11,6 +11,7 @@ use super::{Fault, Proof, Struck};
 use crate::torture::actor::{EXACT, PLAIN, QUEUES};
 use crate::torture::history::{Blow, End, Log, Outcome, Us};
 use crate::torture::rng::Rng;
+use crate::torture::senders;
 use crate::torture::world::{Seat, World};
 
 const TRANSACTIONS: usize = 6;
@@ -37,13 +38,12 @@ impl Transaction {
         let (batch, rest) = keys.split_at(MESSAGES);
         let (single, plain) = rest.split_at(MESSAGES);
         client.batch_execute("BEGIN")?;
-        let messages = "array(SELECT jsonb_build_object('k', k) FROM unnest($2::int8[]) k)";
-        client.execute(&format!("SELECT queue_send_batch($1, {messages})"), &[&name, &batch])?;
+        client.execute(senders::SEND_BATCH, &[&name, &batch])?;
         for key in single {
-            client.execute("SELECT queue_send($1, jsonb_build_object('k', $2::int8))", &[&name, key])?;
+            client.execute(senders::SEND, &[&name, key])?;
         }
-        let rows = "SELECT jsonb_build_object('k', k) FROM unnest($1::int8[]) k";
-        client.execute(&format!("INSERT INTO queue.{name} (message) {rows}"), &[&plain])?;
+        let rows = "SELECT message_of(k), headers_of(k) FROM unnest($1::int8[]) k";
+        client.execute(&format!("INSERT INTO queue.{name} (message, headers) {rows}"), &[&plain])?;
         client.batch_execute(&format!("PREPARE TRANSACTION '{gid}'"))?;
         Ok(Self { gid, seat, log })
     }
