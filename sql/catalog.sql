@@ -11,7 +11,7 @@ GRANT USAGE ON SCHEMA queue, queue_archive TO PUBLIC;
 
 CREATE TABLE queue_catalog.queue (
     queue pg_catalog.regclass PRIMARY KEY,
-    archive pg_catalog.regclass NOT NULL UNIQUE,
+    archive pg_catalog.regclass NOT NULL,
     visibility_timeout pg_catalog.interval NOT NULL,
     max_deliveries pg_catalog.int8 NOT NULL,
     dead_letter_queue pg_catalog.regclass,
@@ -28,10 +28,11 @@ CREATE TABLE queue_catalog.queue (
 );
 COMMENT ON TABLE queue_catalog.queue IS 'the queues and their settings; changed by queue_create, queue_alter, queue_drop, queue_pause and queue_resume';
 COMMENT ON COLUMN queue_catalog.queue.queue IS 'the queue''s table';
-COMMENT ON COLUMN queue_catalog.queue.archive IS 'its archive''s table';
+COMMENT ON COLUMN queue_catalog.queue.archive IS 'its archive''s table, - if that was dropped';
 COMMENT ON COLUMN queue_catalog.queue.dead_letter_queue IS 'the table of its dead-letter queue, null for none';
 -- Not what a plain DROP TABLE has left: a regclass whose table is gone is dumped as a number, which in the restored
--- database may be that of any table.
+-- database may be that of any table. (What refers to an archive or a dead-letter queue is changed when that is dropped.
+-- Should something be left all the same, it must keep no queue from being restored: nothing is unique but the table.)
 SELECT pg_catalog.pg_extension_config_dump('queue_catalog.queue',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) queue::pg_catalog.oid)');
 

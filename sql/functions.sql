@@ -108,7 +108,7 @@ CREATE FUNCTION queue_grant(
 ) RETURNS pg_catalog.bool
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_grant';
 COMMENT ON FUNCTION queue_grant(pg_catalog.text, pg_catalog.text, pg_catalog.text) IS
-    'grants plain privileges on the queue''s table: send = INSERT; observe = SELECT, also on the archive; consume = SELECT, UPDATE, DELETE; admin = all of these and TRUNCATE';
+    'grants plain privileges on the queue''s table: send = INSERT; observe = SELECT, also on the archive; consume = SELECT, UPDATE, DELETE; admin = SELECT, UPDATE, DELETE, TRUNCATE, and SELECT on the archive';
 
 CREATE FUNCTION queue_revoke(
     queue pg_catalog.text,
@@ -117,7 +117,7 @@ CREATE FUNCTION queue_revoke(
 ) RETURNS pg_catalog.bool
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'queue_revoke';
 COMMENT ON FUNCTION queue_revoke(pg_catalog.text, pg_catalog.text, pg_catalog.text) IS
-    'revokes plain privileges on the queue''s table: send = INSERT; observe = SELECT, also on the archive; consume = SELECT, UPDATE, DELETE; admin = all of these and TRUNCATE';
+    'revokes plain privileges on the queue''s table: send = INSERT; observe = SELECT, also on the archive; consume = SELECT, UPDATE, DELETE; admin = SELECT, UPDATE, DELETE, TRUNCATE, and SELECT on the archive';
 
 CREATE FUNCTION queue_send(
     queue pg_catalog.text,

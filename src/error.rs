@@ -13,6 +13,8 @@ pub enum Error {
     QueueUnknown { queue: String },
     /// 42710.
     QueueExists { queue: String },
+    /// 42710: a table that is no queue has the name.
+    TableExists { name: String },
     /// 42710: a queue of that name was dropped or renamed by plain SQL, and its archive is still there.
     ArchiveLeft { queue: String },
     /// 42602: a name that no table can have.
@@ -84,11 +86,17 @@ impl Error {
             Error::QueueExists { queue } => {
                 (Code::ERRCODE_DUPLICATE_OBJECT, format!("queue \"{queue}\" already exists"), None, None)
             }
+            Error::TableExists { name } => (
+                Code::ERRCODE_DUPLICATE_OBJECT,
+                format!("a table \"{name}\" already exists in schema queue, and is no queue"),
+                Some("What queue_create has made, and a restore without the data of queue_catalog.queue has brought here, becomes a queue again where its owner, who must own the archive too, creates it. This is something else.".into()),
+                Some("Drop it, or rename it with ALTER TABLE.".into()),
+            ),
             Error::ArchiveLeft { queue } => (
                 Code::ERRCODE_DUPLICATE_OBJECT,
                 format!("an archive \"{queue}\" already exists"),
                 Some("It is left from a queue whose table was dropped or renamed without it.".into()),
-                Some("Drop it, or rename it with ALTER TABLE queue_archive.<name> RENAME TO.".into()),
+                Some("Drop it with DROP TABLE queue_archive.<name>; a superuser may also rename it.".into()),
             ),
             Error::NameInvalid { name, why } => {
                 (Code::ERRCODE_INVALID_NAME, format!("invalid queue name \"{name}\""), Some((*why).into()), None)

@@ -43,6 +43,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::wait_point::install();
     #[cfg(feature = "wait_points")]
     pg::broken_rule::define();
+    settings::reserve_prefix();
     queue::journal::install();
     pg::hooks::install(pg::hooks::Hooks {
         table_altered: worker::table_altered,

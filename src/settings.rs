@@ -108,6 +108,12 @@ pub fn define(is_preloading: bool) {
     define_worker_settings();
 }
 
+/// Refuses from now on to set what is misspelt, once all settings are defined. Only where the library is preloaded: else
+/// those that size shared memory are not, and may be in postgresql.conf for the next start.
+pub fn reserve_prefix() {
+    crate::pg::worker::reserve_settings(c"pg_queue");
+}
+
 /// Defines what the workers go by.
 fn define_worker_settings() {
     GucRegistry::define_int_guc(

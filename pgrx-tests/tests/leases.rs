@@ -817,3 +817,23 @@ fn lease_of_an_unlogged_queue_ends_with_its_message() {
     set_worker(&database, true);
     wait_until("what was written of the old message is gone", || written_leases(&mut client, "q").is_empty());
 }
+
+/// Each message once looked through all that the transaction had done.
+#[test]
+fn release_and_extend_of_many_in_the_transaction_that_read_them_take_no_longer_for_each() {
+    const MANY: i64 = 20_000;
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client.batch_execute("SET statement_timeout = '30 s'").unwrap();
+    send_many(&mut client, "q", MANY);
+    client.batch_execute("BEGIN").unwrap();
+    let ids = ids(&read(&mut client, "q", MANY));
+    assert_eq!(ids.len() as i64, MANY);
+    let extended = client.query("SELECT queue_extend_batch('q', $1)", &[&ids]).unwrap();
+    assert_eq!(extended.len() as i64, MANY);
+    let released = client.query("SELECT queue_release('q', $1)", &[&ids]).unwrap();
+    assert_eq!(released.iter().map(|row| row.get::<_, i64>(0)).collect::<Vec<_>>(), ids, "in their order");
+    client.batch_execute("COMMIT").unwrap();
+    let again = read(&mut client, "q", MANY);
+    assert!(again.len() as i64 == MANY && again.iter().all(|delivery| delivery.count == 1));
+}

@@ -254,7 +254,11 @@ fn settings_of_the_database_do_not_reach_the_worker() {
     let mut client = session(&database);
     client.batch_execute("SELECT queue_create('q', max_deliveries => 1, dead_letter_queue => 'dead')").unwrap();
     let worker = worker_pid(&database);
+    let role = format!("{}_app", database.name);
+    client.batch_execute(&format!("CREATE ROLE {role}")).unwrap();
     for setting in [
+        format!("session_authorization = {role}").as_str(),
+        format!("role = {role}").as_str(),
         "default_transaction_read_only = on",
         "default_transaction_isolation = 'serializable'",
         "search_path = nowhere",
@@ -333,6 +337,130 @@ fn dump_and_restore_bring_queues_and_messages_over() {
         assert_eq!(read(&mut client, "q", 9).len(), 2, "{restore}");
         worker_pid(&to);
     }
+}
+
+/// How the catalog refers to other tables, as it would be dumped.
+fn references(client: &mut Client, queue: &str) -> (String, Option<String>) {
+    let sql = "SELECT archive::text, dead_letter_queue::text FROM queue_catalog.queue WHERE queue::text = $1";
+    let row = client.query_one(sql, &[&format!("queue.{queue}")]).unwrap();
+    (row.get(0), row.get(1))
+}
+
+/// What is dumped as a number is some other table where it is restored.
+#[test]
+fn dump_and_restore_without_an_archive_and_a_dead_letter_queue_bring_the_others_over() {
+    let cluster = queue_tests::shared_cluster();
+    let from = database_with(&["failed", "a", "b"]);
+    let mut client = session(&from);
+    client
+        .batch_execute(
+            "SELECT queue_create('work', dead_letter_queue => 'failed'), queue_send('work', '1'), queue_send('a', '1');
+             DROP TABLE queue_archive.a; DROP TABLE queue.failed, queue_archive.b",
+        )
+        .unwrap();
+    let dump = program(cluster, "pg_dump", &["-Fc", &from.name], b"");
+    let to = cluster.create_bare_database().unwrap();
+    program(cluster, "pg_restore", &["--exit-on-error", "-d", &to.name], &dump);
+    let mut client = session(&to);
+    for queue in ["a", "b"] {
+        assert_eq!(references(&mut client, queue), ("-".into(), None));
+    }
+    assert_eq!(references(&mut client, "work"), ("queue_archive.work".into(), None));
+    let reject = "SELECT queue_reject('work', 1)";
+    assert_eq!(client.query_one(reject, &[]).unwrap().get::<_, String>(0), "archived");
+    assert_eq!(read(&mut client, "a", 1).len(), 1);
+    client.batch_execute("SELECT queue_drop('a', true), queue_drop('b')").unwrap();
+}
+
+#[test]
+fn drop_of_a_dead_letter_queue_is_not_undone_by_who_waited_to_alter_what_referred_to_it() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    client.batch_execute("SELECT queue_create('work', dead_letter_queue => 'dead')").unwrap();
+    client.batch_execute("BEGIN; SELECT queue_drop('dead', true)").unwrap();
+    let pausing = session(&database).run("SELECT queue_pause('work')").unwrap();
+    database.wait_until_backend_waits(pausing.pid(), "Lock", None);
+    client.batch_execute("COMMIT").unwrap();
+    pausing.join().unwrap().1.unwrap();
+    assert_eq!(references(&mut client, "work").1, None);
+    let listed = "SELECT paused, dead_letter_queue = '' FROM queue_list() WHERE queue = 'work'";
+    let listed = client.query_one(listed, &[]).unwrap();
+    assert!(listed.get::<_, bool>(0) && listed.get::<_, bool>(1));
+}
+
+#[test]
+fn drop_of_a_dead_letter_queue_waits_for_who_is_naming_it() {
+    for ends in ["COMMIT", "ROLLBACK"] {
+        let database = database_with(&["dead", "work"]);
+        let mut client = session(&database);
+        client.batch_execute("BEGIN; SELECT queue_alter('work', dead_letter_queue => 'dead')").unwrap();
+        let dropping = session(&database).run("SELECT queue_drop('dead', true)").unwrap();
+        database.wait_until_backend_waits(dropping.pid(), "Lock", Some("relation"));
+        client.batch_execute(ends).unwrap();
+        dropping.join().unwrap().1.unwrap();
+        assert_eq!(references(&mut client, "work").1, None, "{ends}");
+    }
+    // And who names it while it is being dropped is told.
+    let database = database_with(&["dead", "work"]);
+    let mut client = session(&database);
+    client.batch_execute("BEGIN; DROP TABLE queue.dead").unwrap();
+    let naming = session(&database).run("SELECT queue_alter('work', dead_letter_queue => 'dead')").unwrap();
+    database.wait_until_backend_waits(naming.pid(), "Lock", Some("relation"));
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(code(naming.join().unwrap().1), "42704");
+    assert_eq!(references(&mut client, "work").1, None);
+}
+
+#[test]
+fn two_that_create_the_same_queue_follow_each_other() {
+    for (ends, is_there) in [("COMMIT", true), ("ROLLBACK", false)] {
+        let database = database_with(&[]);
+        let mut client = session(&database);
+        client.batch_execute("BEGIN; SELECT queue_create('q', if_not_exists => true)").unwrap();
+        // Another name waits for nobody.
+        session(&database).batch_execute("SELECT queue_create('other')").unwrap();
+        let creating = session(&database).run("SELECT queue_create('q', if_not_exists => true)").unwrap();
+        let refused = session(&database).run("SELECT queue_create('q')").unwrap();
+        for pid in [creating.pid(), refused.pid()] {
+            database.wait_until_backend_waits(pid, "Lock", Some("object"));
+        }
+        client.batch_execute(ends).unwrap();
+        let is_made: bool = creating.join().unwrap().1.unwrap()[0].get(0);
+        let refused = refused.join().unwrap().1;
+        // Where there is none, whoever of the two comes first makes it.
+        assert_eq!(refused.is_ok(), !is_there && !is_made, "{ends}");
+        assert!(!is_there || !is_made, "{ends}");
+        assert!(refused.is_ok() || code(refused) == "42710", "{ends}");
+        send(&mut client, "q", 1);
+    }
+}
+
+/// An honest copy of messages with their ids, and whoever wants to keep others from sending.
+#[test]
+fn ids_of_ones_own_keep_nobody_from_sending() {
+    let database = database_with(&["from", "q"]);
+    let mut client = session(&database);
+    worker_pid(&database);
+    send_many(&mut client, "from", 50);
+    send_many(&mut client, "q", 3);
+    let copy = "INSERT INTO queue.q (msg_id, message) SELECT msg_id + 10, message FROM queue.from";
+    client.batch_execute(copy).unwrap();
+    let last = "SELECT pg_sequence_last_value(pg_get_serial_sequence('queue.q', 'msg_id')::regclass)";
+    wait_until("the identity is raised", || {
+        client.query_one(last, &[]).unwrap().get::<_, Option<i64>>(0) == Some(60)
+    });
+    assert_eq!(send(&mut client, "q", 1), 61);
+}
+
+#[test]
+fn two_that_grant_on_the_same_queue_follow_each_other() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client.batch_execute("BEGIN; SELECT queue_grant('q', 'public', 'send')").unwrap();
+    let granting = session(&database).run("SELECT queue_grant('q', 'public', 'consume')").unwrap();
+    database.wait_until_backend_waits(granting.pid(), "Lock", None);
+    client.batch_execute("COMMIT").unwrap();
+    granting.join().unwrap().1.unwrap();
 }
 
 #[test]

@@ -824,7 +824,11 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
         };
         let begun = Instant::now();
         match scope {
-            "database" => set_worker(&database, false),
+            // As anybody may write it.
+            "database" => {
+                let off = format!("ALTER DATABASE \"{}\" SET pg_queue.worker_enabled = 0", database.name);
+                client.batch_execute(&off).unwrap();
+            }
             _ => reload(&mut client, "ALTER SYSTEM SET pg_queue.worker_enabled = off"),
         }
         wait_no_worker(&database);
@@ -835,12 +839,11 @@ fn worker_is_switched_off_and_on_by_its_databases_setting_and_the_servers() {
         let found = problems(&mut client);
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].0, "worker_not_running");
-        if scope == "database" {
-            assert_eq!(
-                found[0].1,
-                format!("ALTER DATABASE \"{}\" RESET pg_queue.worker_enabled", database.name)
-            );
-        }
+        let cure = match scope {
+            "database" => format!("ALTER DATABASE \"{}\" RESET pg_queue.worker_enabled", database.name),
+            _ => "ALTER SYSTEM SET pg_queue.worker_enabled = on".to_owned(),
+        };
+        assert_eq!(found[0].1, cure);
         assert_eq!(find_worker(&mut client, &database.name), None, "it stays away");
         if scope == "database" {
             assert_eq!(find_worker(&mut client, &other.name), Some(neighbour), "others keep theirs");

@@ -632,6 +632,20 @@ fn databases_without_a_worker_are_served_by_their_readers_until_they_get_one() {
     }
 }
 
+#[test]
+fn who_listens_where_there_is_no_extension_takes_no_workers_place() {
+    let cluster = ClusterOptions::default().set("pg_queue.max_databases", "1").start().unwrap();
+    let bare = cluster.create_bare_database().unwrap();
+    session(&bare).batch_execute("LISTEN queue_q").unwrap();
+    let database = database_on(&cluster, &["q"]);
+    worker_pid(&database);
+    assert!(problems(&mut session(&database)).is_empty());
+    // The one place is taken: what to do about it is said.
+    let other = database_on(&cluster, &["q"]);
+    let cure = "ALTER SYSTEM SET pg_queue.max_databases = 2".to_owned();
+    assert_eq!(problems(&mut session(&other)), [("worker_not_running".to_owned(), cure)]);
+}
+
 // ---- Where nothing of ours runs -------------------------------------------------------------------------------
 
 #[test]

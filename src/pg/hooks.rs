@@ -190,8 +190,11 @@ unsafe fn concern_of(statement: *mut pg_sys::Node) -> Concern {
                 let rename: *mut pg_sys::RenameStmt = statement.cast();
                 if (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE {
                     Concern::Database(database_named((*rename).subname), false)
-                } else if (*rename).renameType == pg_sys::ObjectType::OBJECT_TABLE
-                    && !(*rename).relation.is_null()
+                } else if matches!(
+                    (*rename).renameType,
+                    // ALTER INDEX renames tables, too.
+                    pg_sys::ObjectType::OBJECT_TABLE | pg_sys::ObjectType::OBJECT_INDEX
+                ) && !(*rename).relation.is_null()
                 {
                     match table_named((*rename).relation) {
                         0 => Concern::None,

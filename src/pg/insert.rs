@@ -280,7 +280,7 @@ unsafe fn is_only_trigger(relation: pg_sys::Relation, function: u32) -> bool {
     }
 }
 
-/// Whether each column gets its value from where the caller says, and no check looks at it.
+/// Whether each column gets its value from where the caller says, and nothing checks it or rounds it.
 ///
 /// # Safety
 /// `relation` is open.
@@ -298,7 +298,7 @@ unsafe fn has_sources(relation: pg_sys::Relation, sources: &[Source]) -> bool {
         let columns = pgrx::PgTupleDesc::from_pg_unchecked(descriptor);
         sources.iter().enumerate().all(|(i, source)| {
             let Some(column) = columns.get(i) else { return false };
-            if column.attisdropped || column.attgenerated != 0 {
+            if column.attisdropped || column.attgenerated != 0 || column.atttypmod != -1 {
                 return false;
             }
             match source {
@@ -390,7 +390,7 @@ unsafe fn are_all_indexes(relation: pg_sys::Relation, indexes: &[Index]) -> bool
 
 /// # Safety
 /// `relation` is open and has such a column.
-unsafe fn identity_sequence(relation: pg_sys::Relation, column: i16) -> pg_sys::Oid {
+pub(super) unsafe fn identity_sequence(relation: pg_sys::Relation, column: i16) -> pg_sys::Oid {
     // SAFETY: a look-up in pg_depend; missing_ok.
     unsafe {
         #[cfg(any(feature = "pg15", feature = "pg16"))]

@@ -103,6 +103,21 @@ pub fn unlock(oid: u32, mode: u32) {
     unsafe { pg_sys::UnlockRelationOid(oid.into(), mode as _) }
 }
 
+/// Locks a name in a schema, which no relation may have yet, against everybody else who does so, until the transaction's
+/// end. Names whose hashes meet in 16 bits wait for each other without need.
+pub fn lock_name(schema: u32, hash: u64) {
+    // SAFETY: a lock on a part of the schema that there is not (0 is the schema itself, which others lock): nothing but
+    // this takes it.
+    unsafe {
+        pg_sys::LockDatabaseObject(
+            pg_sys::NamespaceRelationId,
+            schema.into(),
+            (hash % u64::from(u16::MAX)) as u16 + 1,
+            pg_sys::AccessExclusiveLock as _,
+        );
+    }
+}
+
 impl Table {
     /// Opens a table; `None` if there is none of that oid (any more). The caller holds a lock already if `mode`
     /// is `None`.
@@ -260,6 +275,22 @@ impl Table {
         let highest = found.then(|| Record::of(self.slot).value(column).i64()).flatten();
         walk.end();
         highest
+    }
+
+    /// Whether it has a row: without an index, which its owner may have taken away. What has no storage has none.
+    pub fn has_rows(&self, snapshot: &Snapshot) -> bool {
+        // SAFETY: the relation is open, and has storage; the slot is of its kind. The scan ends here.
+        unsafe {
+            if (*(*self.relation).rd_rel).relkind != pg_sys::RELKIND_RELATION as std::ffi::c_char {
+                return false;
+            }
+            let scan = pg_sys::table_beginscan(self.relation, snapshot.raw(), 0, std::ptr::null_mut());
+            let has_some =
+                pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot);
+            pg_sys::ExecClearTuple(self.slot);
+            pg_sys::table_endscan(scan);
+            has_some
+        }
     }
 
     /// The one row with this key, left in the table's slot.
@@ -537,6 +568,33 @@ unsafe fn is_unfiltered(index: pg_sys::Relation, column: i16) -> bool {
             _ => false,
         }
     }
+}
+
+/// The sequence of an identity column, if it is one.
+pub fn identity_sequence(table: u32, column: i16) -> Option<u32> {
+    let table = Table::open(table, None)?;
+    // SAFETY: the relation is open.
+    let sequence = unsafe { super::insert::identity_sequence(table.relation, column) };
+    table.close(None, true);
+    (sequence != pg_sys::InvalidOid).then(|| sequence.into())
+}
+
+/// The last value that a sequence has given, 0 if none.
+pub fn sequence_last(sequence: u32) -> Option<i64> {
+    let sequence = Table::open(sequence, Some(AccessShareLock))?;
+    // SAFETY: a sequence's one row is the first in its first block, and never moves; a sequence is a heap to its cache
+    // entry (RelationInitTableAccessMethod). Its columns are last_value, log_cnt and is_called.
+    let last = unsafe {
+        let mut pointer = item_pointer(Tid { block: 0, offset: 1 });
+        let any = &raw mut pg_sys::SnapshotAnyData;
+        let found = pg_sys::table_tuple_fetch_row_version(sequence.relation, &mut pointer, any, sequence.slot);
+        found.then(|| Record::of(sequence.slot)).and_then(|row| {
+            let is_called = row.value(3).get::<bool>()?;
+            row.value(1).i64().map(|last| if is_called { last } else { 0 })
+        })
+    };
+    sequence.close(Some(AccessShareLock), false);
+    last
 }
 
 /// What a row trigger was called for.

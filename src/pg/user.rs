@@ -280,6 +280,14 @@ pub fn relation_name(oid: u32) -> Option<String> {
     }
 }
 
+/// Whether a relation is a table, or what may stand for one (a view, say): no index, no sequence.
+pub fn is_table(relation: u32) -> bool {
+    // SAFETY: a look-up in the system caches, in a transaction.
+    let kind = unsafe { pg_sys::get_rel_relkind(relation.into()) } as u8;
+    let others = [pg_sys::RELKIND_INDEX, pg_sys::RELKIND_PARTITIONED_INDEX, pg_sys::RELKIND_SEQUENCE];
+    kind != 0 && !others.contains(&kind)
+}
+
 /// The schema of a relation, if it exists.
 pub fn relation_schema(oid: u32) -> Option<u32> {
     // SAFETY: a look-up in the system caches, in a transaction.

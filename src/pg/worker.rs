@@ -86,6 +86,12 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Refuses settings of this prefix that are not defined.
+pub fn reserve_settings(prefix: &'static std::ffi::CStr) {
+    // SAFETY: in `_PG_init`; the name is null-terminated, and copied.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) }
+}
+
 /// Whether pg_upgrade runs this server: then nothing of ours must.
 pub fn is_binary_upgrade() -> bool {
     // SAFETY: a variable of this process.
@@ -155,6 +161,9 @@ pub fn begin(database: u32) {
             pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
         }
     }
+    // Whatever ALTER DATABASE ... SET session_authorization says; SET role is among the settings below.
+    // SAFETY: this process is authenticated as this role (InitializeSessionUserIdStandalone).
+    unsafe { pg_sys::SetSessionAuthorization(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), true) };
     // SAFETY: timeouts were set up by the connection, and this is one for extensions; once per process.
     END_TIMEOUT.set(unsafe { RegisterTimeout(USER_TIMEOUT, on_overstayed) });
     // SAFETY: set by the postmaster before a worker's main function is called; its name is null-terminated.
@@ -186,6 +195,7 @@ const SETTINGS: &[(&std::ffi::CStr, &std::ffi::CStr)] = &[
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     (c"transaction_timeout", c"0"),
     (c"search_path", c""),
+    (c"role", c"none"),
 ];
 
 /// Takes in a changed configuration, if there is one.

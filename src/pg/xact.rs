@@ -137,3 +137,9 @@ pub fn ensure_snapshot() {
     // SAFETY: in a procedure, whose portal is the active one.
     unsafe { pg_sys::EnsurePortalSnapshotExists() }
 }
+
+/// When the client's statement began: another for each, as a mark.
+pub fn statement_start() -> i64 {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
+}

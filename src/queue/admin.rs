@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::spi::{self, quoted};
-use crate::pg::table::{self, AccessExclusiveLock, RowExclusiveLock, Snapshot};
+use crate::pg::table::{self, AccessExclusiveLock, AccessShareLock, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem};
 use crate::queue::resolve::{self, Settings};
@@ -98,7 +98,18 @@ fn dead_letter_target(queue: &str, relation: Option<u32>, owner: u32, target: &s
         return Err(circle("A queue cannot be its own dead-letter queue."));
     }
     let unknown = || Error::QueueUnknown { queue: target.to_owned() };
-    let table = resolve::find_table(target).ok_or_else(unknown)?;
+    let is_allowed = |table| {
+        if user::role_has_rights(owner, table, &[Right::Insert]) {
+            return Ok(());
+        }
+        Err(Error::Denied {
+            action: "send dead letters to",
+            queue: target.to_owned(),
+            needs: "INSERT on its table for the queue's owner".into(),
+        })
+    };
+    // Locked, so that nobody drops it before the row that refers to it is there to be seen.
+    let (table, _, _) = find(target, AccessShareLock, is_allowed)?;
     let mut next = Some(resolve::read_settings(table).ok_or_else(unknown)?.1);
     // A circle that two alterations at a time have made must not hold us.
     let mut seen = std::collections::HashSet::from([table]);
@@ -110,13 +121,6 @@ fn dead_letter_target(queue: &str, relation: Option<u32>, owner: u32, target: &s
             break;
         }
         next = resolve::read_settings(after).map(|(_, settings)| settings);
-    }
-    if !user::role_has_rights(owner, table, &[Right::Insert]) {
-        return Err(Error::Denied {
-            action: "send dead letters to",
-            queue: target.to_owned(),
-            needs: "INSERT on its table for the queue's owner".into(),
-        });
     }
     Ok(Some(table))
 }
@@ -142,37 +146,38 @@ pub fn queue_create(args: &Args) -> Result<Value> {
     if !user::may_create_in(schema) {
         return Err(Error::Denied { action: "create", queue: name, needs: "CREATE on schema queue".into() });
     }
-    if let Some(existing) = resolve::find_table(&name) {
-        return match resolve::read_settings(existing) {
-            Some((_, settings)) if if_not_exists => {
-                let differs = !args.value(17).is_null() && user::is_unlogged(existing) != is_unlogged;
-                notice_differences(&name, args, &settings, &given, differs);
-                Ok(Value::of(false))
-            }
-            _ => Err(Error::QueueExists { queue: name }),
-        };
-    }
-    if user::schema(c"queue_archive").is_some_and(|schema| user::relation(schema, &name).is_some()) {
-        return Err(Error::ArchiveLeft { queue: name });
-    }
-    // The tables are made with other rights than the caller's.
-    if !user::may_use_default_tablespace(is_unlogged) {
-        return Err(Error::Denied {
-            action: "create",
-            queue: name,
-            needs: "CREATE on the tablespace that default_tablespace names".into(),
-        });
-    }
-    let owner = user::current();
+    let existing = resolve::find_table(&name).or_else(|| {
+        // Another transaction may be making it: wait for what becomes of that.
+        table::lock_name(schema, hash(&name));
+        resolve::find_table(&name)
+    });
+    let left = match existing.map(|table| (table, resolve::read_settings(table))) {
+        Some((table, Some((_, settings)))) if if_not_exists => {
+            let differs = !args.value(17).is_null() && user::is_unlogged(table) != is_unlogged;
+            notice_differences(&name, args, &settings, &given, differs);
+            return Ok(Value::of(false));
+        }
+        Some((_, Some(_))) => return Err(Error::QueueExists { queue: name }),
+        Some((table, None)) => {
+            let is_alike = args.value(17).is_null() || user::is_unlogged(table) == is_unlogged;
+            let archive = archive_of_left(&name, table).filter(|_| is_alike);
+            Some((table, archive.ok_or_else(|| Error::TableExists { name: name.clone() })?))
+        }
+        None => None,
+    };
+    let owner = left.map_or_else(user::current, |(table, _)| user::owner(table));
     let dead_letter_queue = match &given.dead_letter_queue {
         Some(target) => dead_letter_target(&name, None, owner, target)?,
         None => None,
     };
-    let ttl_us = given.settings.message_ttl_us;
-    let relation = user::acting_as_extension(|| make_tables(&name, owner, is_unlogged, ttl_us))
-        .ok_or_else(|| Error::Broken { queue: name.clone(), detail: "Its table was not made.".into() })?;
-    let archive = user::schema(c"queue_archive").and_then(|schema| user::relation(schema, &name)).unwrap_or(0);
     let s = Settings { dead_letter_queue, ..given.settings };
+    let (relation, archive) = match left {
+        Some((table, archive)) => {
+            set_expiry_default(table, s.message_ttl_us);
+            (table, archive)
+        }
+        None => make(&name, owner, is_unlogged, s.message_ttl_us)?,
+    };
     user::acting_as_extension(|| {
         // What a plain DROP TABLE left behind.
         spi::run(
@@ -192,11 +197,57 @@ pub fn queue_create(args: &Args) -> Result<Value> {
         );
         run_stored(&statement, &[oid(relation), oid(archive)], &s);
     });
-    journal::created(relation)?;
+    match left {
+        Some(_) => journal::mark_from(relation, i64::MIN)?,
+        None => journal::created(relation)?,
+    }
     if s.archive_retention_us > 0 {
         journal::worker_called()?;
     }
     Ok(Value::of(true))
+}
+
+/// The archive of a table that is a queue's in all but the catalog's row, as a restore without the catalog's data leaves it
+/// (pg_dump --schema-only, --schema=queue*). Both must be the caller's: he becomes, or stays, the owner of a queue. From
+/// here on it is locked against everybody.
+fn archive_of_left(name: &str, table: u32) -> Option<u32> {
+    let archive = user::relation(user::schema(c"queue_archive")?, name)?;
+    if !user::is_owner(table) || !user::is_owner(archive) || user::owner(table) != user::owner(archive) {
+        return None;
+    }
+    table::lock(table, AccessExclusiveLock);
+    if resolve::find_table(name) != Some(table) {
+        return None;
+    }
+    let triggers = spi::look(
+        "SELECT FROM pg_catalog.pg_trigger WHERE tgrelid OPERATOR(pg_catalog.=) $1 \
+         AND tgfoid OPERATOR(pg_catalog.=) 'queue.on_change()'::pg_catalog.regprocedure::pg_catalog.oid",
+        &[pg_sys::OIDOID.into()],
+        &[oid(table)],
+    );
+    let table = Table::open(table, None)?;
+    let is_ours = table.is_heap() && resolve::columns_are_ours(&table.columns()) && triggers.processed == 2;
+    table.close(None, true);
+    is_ours.then_some(archive)
+}
+
+/// A new queue's table and archive.
+fn make(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Result<(u32, u32)> {
+    if user::schema(c"queue_archive").is_some_and(|schema| user::relation(schema, name).is_some()) {
+        return Err(Error::ArchiveLeft { queue: name.to_owned() });
+    }
+    // The tables are made with other rights than the caller's.
+    if !user::may_use_default_tablespace(is_unlogged) {
+        return Err(Error::Denied {
+            action: "create",
+            queue: name.to_owned(),
+            needs: "CREATE on the tablespace that default_tablespace names".into(),
+        });
+    }
+    let relation = user::acting_as_extension(|| make_tables(name, owner, is_unlogged, ttl_us))
+        .ok_or_else(|| Error::Broken { queue: name.to_owned(), detail: "Its table was not made.".into() })?;
+    let archive = user::schema(c"queue_archive").and_then(|schema| user::relation(schema, name)).unwrap_or(0);
+    Ok((relation, archive))
 }
 
 /// How a queue's table is vacuumed: by the number of dead rows, not by their share. Every message leaves one, also
@@ -220,12 +271,12 @@ fn make_tables(name: &str, owner: u32, is_unlogged: bool, ttl_us: i64) -> Option
     let default = if ttl_us > 0 { format!(" DEFAULT ({})", expiry_default(ttl_us)) } else { String::new() };
     run_ddl(&format!(
         "CREATE {kind} queue.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}, \
-         expires_at pg_catalog.timestamptz{default}) WITH ({VACUUM})"
+         expires_at pg_catalog.timestamptz{default}) USING heap WITH ({VACUUM})"
     ));
     run_ddl(&format!(
         "CREATE {kind} queue_archive.{table} (msg_id pg_catalog.int8 NOT NULL, {columns}, \
          archived_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
-         archive_reason pg_catalog.text)"
+         archive_reason pg_catalog.text) USING heap"
     ));
     let relation = user::relation(user::schema(c"queue")?, name)?;
     let archive = user::relation(user::schema(c"queue_archive")?, name)?;
@@ -306,6 +357,43 @@ pub fn table_renamed(relation: u32) {
         user::acting_as_extension(|| {
             run_ddl(&format!("ALTER TABLE queue_archive.{} RENAME TO {}", quoted(&was), quoted(&name)));
         });
+    }
+}
+
+/// A queue's table is being dropped: those that sent their dead letters there send them to their archives from now on.
+pub fn dead_letter_queue_dropped(relation: u32) {
+    update_references(
+        "UPDATE queue_catalog.queue SET dead_letter_queue = NULL \
+         WHERE dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass RETURNING queue::pg_catalog.oid",
+        relation,
+    );
+}
+
+/// An archive is being dropped without its queue.
+pub fn archive_dropped(relation: u32) {
+    update_references(
+        "UPDATE queue_catalog.queue SET archive = '-'::pg_catalog.regclass \
+         WHERE archive OPERATOR(pg_catalog.=) $1::pg_catalog.regclass RETURNING queue::pg_catalog.oid",
+        relation,
+    );
+}
+
+/// Runs such a statement, within whatever drops the table; also where that drops the extension, whose own tables may be
+/// gone already.
+fn update_references(statement: &str, relation: u32) {
+    if user::schema(c"queue_catalog").is_none_or(|schema| user::relation(schema, "queue").is_none()) {
+        return;
+    }
+    // What refers to it may be newer than the transaction's snapshot (REPEATABLE READ).
+    let snapshot = Snapshot::latest();
+    let outcome = user::acting_as_extension(|| {
+        spi::run_under(&snapshot, statement, &[pg_sys::OIDOID.into()], &[oid(relation)])
+    });
+    snapshot.done();
+    for queue in outcome.rows.iter().filter_map(|row| row[0].get::<pg_sys::Oid>()) {
+        if user::relation_name(queue.into()).is_some() {
+            hooks::invalidate_relation(queue.into());
+        }
     }
 }
 
@@ -412,6 +500,24 @@ fn placed(place: usize, kind: pg_sys::Oid) -> String {
     }
 }
 
+/// Which columns, in the order of [`COLUMNS`], hold other settings in one than in the other.
+fn differing(one: &Settings, other: &Settings) -> [bool; COLUMNS.len()] {
+    [
+        one.visibility_timeout_us != other.visibility_timeout_us,
+        one.max_deliveries != other.max_deliveries,
+        one.dead_letter_queue != other.dead_letter_queue,
+        one.retry_delay_us != other.retry_delay_us,
+        one.retry_backoff != other.retry_backoff,
+        one.retry_delay_max_us != other.retry_delay_max_us,
+        one.retry_jitter != other.retry_jitter,
+        one.require_lease != other.require_lease,
+        one.paused != other.paused,
+        one.message_ttl_us != other.message_ttl_us,
+        one.archive_retention_us != other.archive_retention_us,
+        one.durable_leases != other.durable_leases,
+    ]
+}
+
 /// Runs a statement whose parameters are these oids and then the settings, in the order of [`COLUMNS`].
 fn run_stored(statement: &str, oids: &[Value], s: &Settings) -> spi::Outcome {
     let stored = [
@@ -443,13 +549,19 @@ fn expiry_default(ttl_us: i64) -> String {
     format!("pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) '{ttl_us} microseconds'::pg_catalog.interval")
 }
 
-/// Writes settings and has every backend and the dispatcher take them in at commit.
+/// Writes what settings are other ones than before, and has every backend and the dispatcher take them in at commit. What
+/// stays is not written: the drop of a dead-letter queue changes other queues' rows without a lock on their tables.
 fn store(relation: u32, s: &Settings, before: &Settings) -> Result<()> {
     let changes: Vec<String> = COLUMNS
         .iter()
         .zip(2..)
-        .map(|((name, kind), place)| format!("{name} = {}", placed(place, *kind)))
+        .zip(differing(s, before))
+        .filter(|(_, differs)| *differs)
+        .map(|(((name, kind), place), _)| format!("{name} = {}", placed(place, *kind)))
         .collect();
+    if changes.is_empty() {
+        return Ok(());
+    }
     let statement = format!(
         "UPDATE queue_catalog.queue SET {} WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
         changes.join(", ")
@@ -549,22 +661,11 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
         if let Some(of) = targets.rows.first().and_then(|row| row[0].text()) {
             return Err(Error::DeadLetterTarget { queue: name, of });
         }
-        let archive_name = resolve::archive_name(archive).unwrap_or_default();
-        let is_empty = is_seen_empty(&format!("queue.{}", quoted(&name)))
-            && (archive_name.is_empty() || is_seen_empty(&format!("queue_archive.{}", quoted(&archive_name))));
-        if !is_empty {
+        if has_rows(relation) || resolve::archive_name(archive).is_some() && has_rows(archive) {
             return Err(Error::NotEmpty { queue: name });
         }
     }
     user::acting_as_extension(|| {
-        // Queues that sent their dead letters here send them to their archives from now on.
-        spi::run_under(
-            &snapshot,
-            "UPDATE queue_catalog.queue SET dead_letter_queue = NULL \
-             WHERE dead_letter_queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
-            &[pg_sys::OIDOID.into()],
-            &[oid(relation)],
-        );
         spi::run_under(
             &snapshot,
             "DELETE FROM queue_catalog.queue WHERE queue OPERATOR(pg_catalog.=) $1::pg_catalog.regclass",
@@ -574,12 +675,7 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
         schedule::forget(relation);
     });
     snapshot.done();
-    for row in &targets.rows {
-        if let Some(of) = row[0].text().and_then(|of| resolve::find_table(&of)) {
-            hooks::invalidate_relation(of);
-        }
-    }
-    // As the caller, who owns both.
+    // As the caller, who owns both. Queues that sent their dead letters here are told by the hook.
     run_ddl(&format!("DROP TABLE queue.{}", quoted(&name)));
     if let Some(archive) = resolve::archive_name(archive) {
         run_ddl(&format!("DROP TABLE queue_archive.{}", quoted(&archive)));
@@ -587,9 +683,15 @@ pub fn queue_drop(args: &Args) -> Result<Value> {
     Ok(Value::of(true))
 }
 
-/// Whether the active snapshot sees no row.
-fn is_seen_empty(table: &str) -> bool {
-    spi::look(&format!("SELECT FROM ONLY {table} LIMIT 1"), &[], &[]).processed == 0
+/// Whether a table has a row now. No statement: planning one runs functions of the owner's, with the rights of the
+/// caller; and row-level security might hide the row.
+fn has_rows(relation: u32) -> bool {
+    let Some(table) = Table::open(relation, Some(AccessShareLock)) else { return false };
+    let snapshot = Snapshot::latest();
+    let has_some = table.has_rows(&snapshot);
+    snapshot.done();
+    table.close(Some(AccessShareLock), true);
+    has_some
 }
 
 /// `queue_purge`: deletes every message, also what is leased; returns how many. Every message that there is now, also
@@ -634,7 +736,6 @@ fn change_grants(args: &Args, verb: &str, preposition: &str) -> Result<Value> {
     let role = args::text(args, 1, "role")?;
     let capability = args::text(args, 2, "capability")?;
     let (on_queue, on_archive) = rights_of(&capability)?;
-    let (relation, archive, _) = find(&name, pg_sys::AccessShareLock, |_| Ok(()))?;
     let role = if role == "public" {
         "PUBLIC".to_owned()
     } else if user::role_exists(&role) {
@@ -642,6 +743,9 @@ fn change_grants(args: &Args, verb: &str, preposition: &str) -> Result<Value> {
     } else {
         return Err(Error::Unknown { kind: "role", name: role, hint: None });
     };
+    // Before he waits for the lock: whoever may not must not stand in others' way.
+    let unknown = || Error::QueueUnknown { queue: name.clone() };
+    resolve::find_table(&name).and_then(resolve::read_settings).ok_or_else(unknown)?;
     // Postgres only warns when somebody grants what he has and may not pass on.
     let may = |table: u32, rights: &str| {
         rights.is_empty()
@@ -655,13 +759,20 @@ fn change_grants(args: &Args, verb: &str, preposition: &str) -> Result<Value> {
             .processed
                 == 0
     };
-    if !may(relation, on_queue) || !may(archive, on_archive) {
-        return Err(Error::Denied {
+    let check = |relation| {
+        let archive = resolve::read_settings(relation).map_or(0, |(archive, _)| archive);
+        let has_archive = resolve::archive_name(archive).is_some();
+        if may(relation, on_queue) && (!has_archive || may(archive, on_archive)) {
+            return Ok(());
+        }
+        Err(Error::Denied {
             action: "change grants on",
-            queue: name,
+            queue: name.clone(),
             needs: format!("ownership of its table, or {on_queue} on it WITH GRANT OPTION"),
-        });
-    }
+        })
+    };
+    // One at a time: Postgres fails where two change the grants on one table.
+    let (_, archive, _) = find(&name, ALTER_LOCK, check)?;
     // Plain statements of the caller's, so that Postgres decides the rest.
     run_ddl(&format!("{verb} {on_queue} ON TABLE queue.{} {preposition} {role}", quoted(&name)));
     if let (false, Some(archive)) = (on_archive.is_empty(), resolve::archive_name(archive)) {
@@ -692,11 +803,14 @@ pub fn channel(name: &str) -> String {
     if channel.len() <= settings::NAME_BYTES_MAX {
         return channel;
     }
-    // FNV-1a, 64 bits: the hash only has to be the same for whoever listens.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+    format!("{CHANNEL_PREFIX}{:016x}", hash(name))
+}
+
+/// FNV-1a, 64 bits: it only has to be the same for whoever listens, or makes a queue of that name.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("{CHANNEL_PREFIX}{hash:016x}")
+    })
 }
 
 /// Whether the caller may use a queue in any way.
@@ -718,10 +832,12 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
              q.archive_retention, q.durable_leases \
              FROM queue_catalog.queue q \
              JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) q.queue::pg_catalog.oid \
+               AND c.relnamespace OPERATOR(pg_catalog.=) $1 \
              LEFT JOIN pg_catalog.pg_class d ON d.oid OPERATOR(pg_catalog.=) q.dead_letter_queue::pg_catalog.oid \
+               AND d.relnamespace OPERATOR(pg_catalog.=) $1 \
              ORDER BY c.relname",
-            &[],
-            &[],
+            &[pg_sys::OIDOID.into()],
+            &[oid(user::schema(c"queue").unwrap_or(0))], // in another schema it is no queue
         )
     });
     let sees_all = user::is_monitor();

@@ -82,15 +82,15 @@ pub fn forget(sub: u32) {
     });
 }
 
-/// A row was inserted: told to the statement whose it is.
-pub fn inserted(relation: u32, msg_id: i64) {
+/// A row was inserted: told to the statement whose it is. True if there is one.
+pub fn inserted(relation: u32, msg_id: i64) -> bool {
     tell_of(relation, |captured| match captured {
         Captured::Sent(ids) => {
             ids.push(msg_id);
             true
         }
         Captured::Rewritten(_) => false,
-    });
+    })
 }
 
 /// A row was updated: told to the statement whose it is. True if there is one.

@@ -57,35 +57,79 @@ fn worker_missing() -> Result<Option<Problem>> {
         return Ok(None);
     }
     let name = database_name();
-    let (detail, fix) = if settings::is_worker_enabled() && !is_switched_off(&name) {
-        let detail =
-            "This database has no pg_queue worker: no process or place was free for it (max_worker_processes, \
-                      pg_queue.max_databases), it is starting, or it fails; the server's log says which.";
-        let most = spi::look("SELECT pg_catalog.current_setting('max_worker_processes')", &[], &[]);
-        let most: i64 = most.rows.first().and_then(|r| r[0].text()?.parse().ok()).unwrap_or(8);
-        (detail, format!("ALTER SYSTEM SET max_worker_processes = {}", most.saturating_mul(2)))
-    } else {
-        let detail =
-            "This database has no pg_queue worker, because pg_queue.worker_enabled is off: nothing expires, \
-                      no schedule fires, no message moves to a dead-letter queue.";
-        (detail, format!("ALTER DATABASE {} RESET pg_queue.worker_enabled", spi::quoted(&name)))
+    let (detail, fix) = match missing_why() {
+        Why::OffInDatabase => (OFF, format!("ALTER DATABASE {} RESET pg_queue.worker_enabled", spi::quoted(&name))),
+        Why::Off => (OFF, "ALTER SYSTEM SET pg_queue.worker_enabled = on".to_owned()),
+        Why::NoPlace(most) => (
+            "This database has no pg_queue worker: pg_queue.max_databases others have one.",
+            format!("ALTER SYSTEM SET pg_queue.max_databases = {}", most.saturating_mul(2)),
+        ),
+        Why::Unknown => (
+            "This database has no pg_queue worker: no process was free for it (max_worker_processes), it is starting, \
+             or it fails; the server's log says which.",
+            format!("ALTER SYSTEM SET max_worker_processes = {}", setting("max_worker_processes", 8).saturating_mul(2)),
+        ),
     };
     let detail = detail.to_owned();
     Ok(Some(Problem { is_critical: true, name: "worker_not_running", object: name, detail, fix: Some(fix) }))
 }
 
-/// Whether ALTER DATABASE has switched it off: a session that is older than that does not know.
-fn is_switched_off(database: &str) -> bool {
-    spi::look(
-        "SELECT FROM pg_catalog.pg_db_role_setting r JOIN pg_catalog.pg_database d \
-         ON d.oid OPERATOR(pg_catalog.=) r.setdatabase AND d.datname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
-         WHERE r.setrole OPERATOR(pg_catalog.=) 0 \
-         AND 'pg_queue.worker_enabled=off' OPERATOR(pg_catalog.=) ANY (r.setconfig)",
-        &[pg_sys::TEXTOID.into()],
-        &[Value::of(database)],
-    )
-    .processed
-        > 0
+const OFF: &str =
+    "This database has no pg_queue worker, because pg_queue.worker_enabled is off: nothing expires, no \
+                   schedule fires, no message moves to a dead-letter queue.";
+
+/// Why there is no worker.
+enum Why {
+    /// It is switched off for this database.
+    OffInDatabase,
+    /// It is switched off, and this database says nothing else.
+    Off,
+    /// As many databases as may have one have one.
+    NoPlace(i64),
+    /// Something else.
+    Unknown,
+}
+
+fn missing_why() -> Why {
+    match enabled_in_database() {
+        Some(false) => return Why::OffInDatabase,
+        None if !settings::is_worker_enabled() => return Why::Off,
+        _ => {}
+    }
+    // Others' processes are shown to few.
+    let workers = user::acting_as_extension(|| {
+        spi::look(
+            "SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type OPERATOR(pg_catalog.=) 'pg_queue worker'",
+            &[],
+            &[],
+        )
+    });
+    let most = setting("pg_queue.max_databases", 64);
+    if workers.processed as i64 >= most {
+        return Why::NoPlace(most);
+    }
+    Why::Unknown
+}
+
+/// A whole number that is set.
+fn setting(name: &str, default: i64) -> i64 {
+    let outcome =
+        spi::look("SELECT pg_catalog.current_setting($1)", &[pg_sys::TEXTOID.into()], &[Value::of(name)]);
+    outcome.rows.first().and_then(|row| row[0].text()?.parse().ok()).unwrap_or(default)
+}
+
+/// What ALTER DATABASE has set: a session that is older than that does not know.
+fn enabled_in_database() -> Option<bool> {
+    const NAME: &str = "pg_queue.worker_enabled=";
+    let outcome = spi::look(
+        "SELECT pg_catalog.substr(s, pg_catalog.length($2) OPERATOR(pg_catalog.+) 1)::pg_catalog.bool \
+         FROM pg_catalog.pg_db_role_setting r, LATERAL pg_catalog.unnest(r.setconfig) s \
+         WHERE r.setrole OPERATOR(pg_catalog.=) 0 AND r.setdatabase OPERATOR(pg_catalog.=) $1 \
+         AND pg_catalog.starts_with(s, $2)",
+        &[pg_sys::OIDOID.into(), pg_sys::TEXTOID.into()],
+        &[admin::oid(user::database()), Value::of(NAME)],
+    );
+    outcome.rows.first().and_then(|row| row[0].get::<bool>())
 }
 
 fn dispatcher_full() -> Result<Option<Problem>> {
@@ -111,12 +155,14 @@ fn vacuum_held_back() -> Vec<Problem> {
         &format!(
             "SELECT pid::pg_catalog.int8, COALESCE(usename::pg_catalog.text, ''), COALESCE(state, ''), \
              (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) xact_start)::pg_catalog.text \
-             FROM pg_catalog.pg_stat_activity WHERE backend_xmin IS NOT NULL \
+             FROM pg_catalog.pg_stat_activity a WHERE backend_xmin IS NOT NULL \
+             AND datid OPERATOR(pg_catalog.=) $1 \
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_vacuum v WHERE v.pid OPERATOR(pg_catalog.=) a.pid) \
              AND xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) \
                '{SNAPSHOT_OLD}'::pg_catalog.interval) ORDER BY xact_start LIMIT 10"
         ),
-        &[],
-        &[],
+        &[pg_sys::OIDOID.into()],
+        &[admin::oid(user::database())], // transactions of others hold back nothing here, nor does a vacuum
     );
     let problem = |row: &Vec<Value>| {
         let pid = row[0].i64()?;

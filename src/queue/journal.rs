@@ -90,10 +90,14 @@ struct Journal {
     /// For each table the earliest time at which a message that was written expires. Not undone by a rollback: who
     /// is told of it looks.
     expiries: Vec<(u32, i64)>,
-    /// Tables that got rows from another server, with ids of its own. Not undone either.
+    /// Tables that got rows with ids that are not the identity's, from another server or by plain SQL. Not undone either.
     replicated: Vec<u32>,
+    /// Some of that by plain SQL: the next who sends here needs the identity.
+    has_ids_ahead: bool,
     /// Tables were emptied; the entries tell which still are.
     has_emptied: bool,
+    /// Leases were shortened; the entries tell which still are.
+    has_shortened: bool,
 }
 
 pub use crate::queue::overlay::{Own, Then as OwnThen};
@@ -130,7 +134,9 @@ impl Journal {
         self.overlay.clear();
         self.expiries.clear();
         self.replicated.clear();
+        self.has_ids_ahead = false;
         self.has_emptied = false;
+        self.has_shortened = false;
         if self.entries.capacity() > 1_024 {
             self.entries = Vec::new(); // a large transaction's memory is given back
         }
@@ -309,12 +315,16 @@ pub fn unslotted(relation: u32, msg_id: i64) -> Result<()> {
 
 /// A lease is to end earlier, at commit.
 pub fn shorten(at: QueueRef, msg_id: i64, lease_id: i64, until_us: i64) -> Result<()> {
+    JOURNAL.with_borrow_mut(|j| j.has_shortened = true);
     record(Op::Shorten { at, msg_id, lease_id, until_us })
 }
 
 /// A lease that was to end earlier is not to: a longer one was asked for, which no rollback undoes.
 pub fn lengthened(at: QueueRef, msg_id: i64, lease_id: i64) {
     JOURNAL.with_borrow_mut(|j| {
+        if !j.has_shortened {
+            return; // a large batch must not go through a large journal for each
+        }
         for entry in &mut j.entries {
             if let Op::Shorten { at: of, msg_id: id, lease_id: lease, until_us } = &mut entry.op {
                 if *of == at && *id == msg_id && *lease == lease_id {
@@ -379,6 +389,12 @@ pub fn replicated(relation: u32) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Plain SQL wrote a row whose id the identity has not given yet.
+pub fn id_is_ahead(relation: u32) -> Result<()> {
+    JOURNAL.with_borrow_mut(|j| j.has_ids_ahead = true);
+    replicated(relation)
 }
 
 /// Whether this transaction created the table: then nobody else has sent anything to it.
@@ -643,11 +659,15 @@ fn publish(journal: &Journal) {
         });
     }
     if !journal.replicated.is_empty() {
-        // Nobody is woken for it: the copy gives no ids as long as it is one.
-        let _ = shmem::with_arena(|arena, _, _| {
+        // For what is replicated nobody is woken: the copy gives no ids as long as it is one. A queue without a place is
+        // looked at when it gets one.
+        let _ = shmem::with_arena(|arena, _, fx| {
             for relation in &journal.replicated {
                 if let Some(at) = arena.queue_find(database, *relation) {
                     arena.queue_look_again(at);
+                    if journal.has_ids_ahead {
+                        arena.queue_look(at, fx);
+                    }
                 }
             }
         });

@@ -7,8 +7,10 @@
 //! pinned in the dispatcher unless somebody holds it, verified, deleted; and only what was deleted is inserted. An
 //! archive has no dispatcher: a statement does it.
 //!
-//! Taking out runs with the owner's rights where the caller, who has TRUNCATE, lacks others. Putting in, elsewhere,
-//! is an INSERT of the caller's own.
+//! Taking out runs with the owner's rights where the caller, who has TRUNCATE and SELECT, lacks others. Putting in needs
+//! INSERT. Into a queue that the caller names it is an INSERT of his own; into one that a message names it runs with
+//! that queue's owner's rights: whoever can send to a dead-letter queue can write such a header, and must not choose
+//! whose triggers run as the caller.
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Value};
@@ -32,10 +34,10 @@ fn quantity(args: &Args, position: usize) -> Result<u64> {
     args::number(args, position, "quantity", *range.end(), range).map(i64::unsigned_abs)
 }
 
-/// A queue that messages are taken out of: one must have TRUNCATE on its table.
-fn open_source(name: &str, action: &'static str) -> Result<Rc<Queue>> {
+/// A queue whose table one must have these rights on.
+fn open_source(name: &str, action: &'static str, rights: &[Right], needs: &str) -> Result<Rc<Queue>> {
     let queue = resolve::open(name, RowExclusiveLock)?;
-    queue.check(action, &[Right::Truncate], "TRUNCATE on its table")?;
+    queue.check(action, rights, needs)?;
     Ok(queue)
 }
 
@@ -100,7 +102,9 @@ pub fn queue_redrive(args: &Args) -> Result<Value> {
             hint: Some("Give another queue as target.".into()),
         });
     }
-    let queue = open_source(&name, "redrive messages of")?;
+    // What is taken out may be read where it goes: who may not read it here must not take it there.
+    let rights = [Right::Truncate, Right::Select];
+    let queue = open_source(&name, "redrive messages of", &rights, "TRUNCATE and SELECT on its table")?;
     let target = target.map(|target| open_goal(&target)).transpose()?;
     let mut redrive = Redrive { queue, source, target, sources: HashMap::new() };
     if let (Some(source), None) = (redrive.source.clone(), &redrive.target) {
@@ -268,7 +272,11 @@ impl Redrive {
                 if target.is_own {
                     journal::own_set(queue.relation, target.msg_id, OwnThen::Finish)?;
                 }
-                user::hiding_rows(queue.relation, || insert(&goal, &record))?;
+                let put = || insert(&goal, &record);
+                user::hiding_rows(queue.relation, || match self.target {
+                    Some(_) => put(),
+                    None => user::acting_as(user::owner(goal.relation), put),
+                })?;
                 Ok(true)
             }
             (Deleted::Gone, ..) => Ok(false),
@@ -344,7 +352,9 @@ pub fn queue_unarchive(args: &Args) -> Result<Value> {
     let quantity = quantity(args, 1)?;
     let reason = args.value(2).text();
     let ids = args::ids_if_any(args, 3)?;
-    let queue = open_source(&name, "bring back archived messages of")?;
+    let action = "bring back archived messages of";
+    let queue = open_source(&name, action, &[Right::Truncate], "TRUNCATE on its table")?;
+    check_archive(&queue, action)?;
     let statement = unarchive_statement(&queue, reason.is_some(), ids.is_some())?;
     let (mut moved, mut oldest_us) = (0, i64::MIN);
     while moved < quantity {
@@ -360,6 +370,24 @@ pub fn queue_unarchive(args: &Args) -> Result<Value> {
         pgrx::check_for_interrupts!();
     }
     Ok(Value::of(moved as i64))
+}
+
+/// Refuses one who may not read the whole archive: he could read in the queue what he brings back.
+fn check_archive(queue: &Queue, action: &'static str) -> Result<()> {
+    if resolve::archive_name(queue.archive).is_none() {
+        return Err(Error::Broken { queue: queue.name.clone(), detail: "Its archive is missing.".into() });
+    }
+    if !user::has_rights(queue.archive, &[Right::Select]) {
+        let (queue, needs) = (queue.name.clone(), "SELECT on its archive".into());
+        return Err(Error::Denied { action, queue, needs });
+    }
+    if user::is_row_filtered(queue.archive) {
+        return Err(Error::Unsupported {
+            what: format!("cannot {action} queue \"{}\" under row-level security", queue.name),
+            hint: Some("Use a role that bypasses row-level security.".into()),
+        });
+    }
+    Ok(())
 }
 
 /// What moves one chunk: `$1` at most so many, `$2` archived no earlier than this, `$3` the reason, `$4` the ids.

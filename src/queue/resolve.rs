@@ -10,7 +10,7 @@ use crate::pg::insert::{Direct, Source};
 use crate::pg::table::{self, Snapshot, Table};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem, spi, xact};
-use crate::queue::column;
+use crate::queue::{admin, column};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::{Arena, Effects, Now, Policy, QueueRef};
@@ -134,6 +134,9 @@ pub enum For {
 
 const PLANS: usize = 6;
 
+/// No place in the dispatcher yet.
+const UNPLACED: QueueRef = QueueRef { epoch: 0, generation: 0, index: 0 };
+
 thread_local! {
     static CACHE: RefCell<HashMap<String, Rc<Queue>>> = RefCell::new(HashMap::new());
     /// A Bloom filter of the cached tables, one bit each: the invalidation callback may look at nothing else.
@@ -202,6 +205,7 @@ pub fn open(name: &str, mode: u32) -> Result<Rc<Queue>> {
         if let Some(queue) = cached(name) {
             table::lock(queue.relation, mode);
             if !IS_STALE.get() {
+                attach_for_caller(&queue)?;
                 return Ok(queue);
             }
             table::unlock(queue.relation, mode);
@@ -217,10 +221,7 @@ pub fn open(name: &str, mode: u32) -> Result<Rc<Queue>> {
         watch(relation);
         let queue = Rc::new(read(name, relation)?.ok_or_else(unknown)?);
         watch(queue.archive); // whose name is in a plan
-                              // A standby hears nothing of later changes: the settings are given to the dispatcher after a promotion.
-        if !xact::is_standby() {
-            attach(&queue)?;
-        }
+        attach_for_caller(&queue)?;
         CACHE.with_borrow_mut(|cache| cache.insert(name.to_owned(), queue.clone()));
         return Ok(queue);
     }
@@ -273,7 +274,7 @@ fn read(name: &str, relation: u32) -> Result<Option<Queue>> {
         expiry,
         direct,
         settings,
-        at: Cell::new(QueueRef { epoch: 0, generation: 0, index: 0 }),
+        at: Cell::new(UNPLACED),
         plans: RefCell::new([None; PLANS]),
     }))
 }
@@ -338,6 +339,17 @@ fn read_settings_under(snapshot: Snapshot, relation: u32) -> Option<(u32, Settin
             durable_leases: row[12].get()?,
         },
     ))
+}
+
+/// Gives the queue its place in the dispatcher when it is first opened by one who may do anything with it: places are
+/// few, and whoever will be refused must not use them up. A standby hears nothing of later changes: the settings are
+/// given to the dispatcher after a promotion.
+fn attach_for_caller(queue: &Queue) -> Result<()> {
+    let is_placed = queue.at.get() != UNPLACED;
+    if is_placed || xact::is_standby() || !admin::may_use(queue.relation) && !user::may_insert(queue.relation) {
+        return Ok(());
+    }
+    attach(queue)
 }
 
 /// Gives the queue its place in the dispatcher. The place comes first, then the settings are read under a fresh

@@ -63,21 +63,37 @@ struct Mine {
 }
 
 fn hold(queue: &Queue, msg_id: i64, lease_id: Option<i64>) -> Result<Option<Mine>> {
-    match journal::own_find(queue.relation, msg_id, lease_id) {
-        Own::Lost => Ok(None),
-        Own::Yes(row, lease_id) => {
-            let pinned = queue_dispatch::Pinned { tid: row.tid, count: row.count, lease_id };
-            let held = Held { msg_id, pinned: Some(pinned) };
-            Ok(Some(Mine { held, at: queue.at(), is_own: true, lease_id }))
-        }
-        Own::No => {
-            let (at, held) = finish::pin(queue, &[(msg_id, lease_id)], false)?;
-            Ok(held.into_iter().next().map(|held| {
-                let lease_id = held.pinned.map_or(0, |p| p.lease_id);
-                Mine { held, at, is_own: false, lease_id }
-            }))
+    Ok(hold_all(queue, &[(msg_id, lease_id)])?.pop())
+}
+
+/// Those of (at most [`CHUNK_MAX`]) messages that this transaction may deal with, in their order.
+fn hold_all(queue: &Queue, ids: &[(i64, Option<i64>)]) -> Result<Vec<Mine>> {
+    let mut mine = Vec::with_capacity(ids.len());
+    let mut others = Vec::with_capacity(ids.len());
+    for (place, (msg_id, lease_id)) in ids.iter().enumerate() {
+        match journal::own_find(queue.relation, *msg_id, *lease_id) {
+            Own::Lost => {}
+            Own::Yes(row, lease_id) => {
+                let pinned = queue_dispatch::Pinned { tid: row.tid, count: row.count, lease_id };
+                let held = Held { msg_id: *msg_id, pinned: Some(pinned) };
+                mine.push((place, Mine { held, at: queue.at(), is_own: true, lease_id }));
+            }
+            Own::No => others.push((place, (*msg_id, *lease_id))),
         }
     }
+    if !others.is_empty() {
+        let (places, ids): (Vec<usize>, Vec<_>) = others.into_iter().unzip();
+        let (at, held) = finish::pin(queue, &ids, false)?;
+        // What is held is in the order of what was asked for.
+        let mut places = places.into_iter().zip(ids);
+        for held in held {
+            let Some((place, _)) = places.find(|(_, (id, _))| *id == held.msg_id) else { break };
+            let lease_id = held.pinned.map_or(0, |p| p.lease_id);
+            mine.push((place, Mine { held, at, is_own: false, lease_id }));
+        }
+        mine.sort_unstable_by_key(|(place, _)| *place);
+    }
+    Ok(mine.into_iter().map(|(_, mine)| mine).collect())
 }
 
 impl Mine {
@@ -252,10 +268,12 @@ pub fn queue_release(args: &Args, rows: &mut Rows) -> Result<()> {
     for (_, lease_id) in &ids {
         queue.check_lease("lease_ids", *lease_id)?;
     }
-    for (msg_id, lease_id) in ids {
-        pgrx::check_for_interrupts!();
-        if release(&queue, msg_id, lease_id, delay_us)? {
-            rows.emit([Value::of(msg_id)]);
+    for chunk in ids.chunks(CHUNK_MAX) {
+        for mine in hold_all(&queue, chunk)? {
+            pgrx::check_for_interrupts!();
+            if release(&queue, &mine, delay_us)? {
+                rows.emit([Value::of(mine.held.msg_id)]);
+            }
         }
     }
     Ok(())
@@ -272,8 +290,8 @@ fn is_there(queue: &Queue, msg_id: i64) -> bool {
     is_there
 }
 
-fn release(queue: &Queue, msg_id: i64, lease_id: Option<i64>, delay_us: Option<i64>) -> Result<bool> {
-    let Some(mine) = hold(queue, msg_id, lease_id)? else { return Ok(false) };
+fn release(queue: &Queue, mine: &Mine, delay_us: Option<i64>) -> Result<bool> {
+    let msg_id = mine.held.msg_id;
     if mine.lease_id == 0 {
         // Nobody holds it: there is nothing to give back. What is not there at all leaves nothing behind.
         if mine.is_known() || is_there(queue, msg_id) {

@@ -223,9 +223,10 @@ pub fn queue_schedules(_args: &Args, rows: &mut Rows) -> Result<()> {
              FROM queue_catalog.schedule s \
              JOIN queue_catalog.queue q ON q.queue OPERATOR(pg_catalog.=) s.queue \
              JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) s.queue::pg_catalog.oid \
+               AND c.relnamespace OPERATOR(pg_catalog.=) $1 \
              ORDER BY c.relname, s.name",
-            &[],
-            &[],
+            &[pg_sys::OIDOID.into()],
+            &[admin::oid(user::schema(c"queue").unwrap_or(0))], // in another schema it is no queue
         )
     });
     let sees_all = user::is_monitor();

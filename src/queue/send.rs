@@ -4,10 +4,10 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::pg::table::{Fired, RowExclusiveLock, Table};
-use crate::pg::{clock, spi, xact};
+use crate::pg::table::{self, Fired, RowExclusiveLock, Table};
+use crate::pg::{clock, shmem, spi, xact};
 use crate::queue::resolve::{self, For, Queue};
-use crate::queue::{args, capture, expires_us, journal, row_of};
+use crate::queue::{args, capture, column, expires_us, journal, row_of};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::Row;
@@ -257,11 +257,16 @@ pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
 thread_local! {
     /// The table last found to have a queue's columns: a trigger fires many times for the same one.
     static KNOWN: Cell<u32> = const { Cell::new(0) };
+    /// A table, and the sequence of its identity.
+    static IDENTITY: Cell<(u32, Option<u32>)> = const { Cell::new((0, None)) };
+    /// A table, a client's statement, and the last id that the identity had given when it was looked at.
+    static LAST_GIVEN: Cell<(u32, i64, i64)> = const { Cell::new((0, 0, 0)) };
 }
 
-/// Forgets which table was found to be a queue's.
+/// Forgets which table was found to be a queue's, and its identity.
 pub fn invalidated() {
     KNOWN.set(0);
+    IDENTITY.set((0, None));
 }
 
 /// The trigger on every queue's table, AFTER INSERT OR UPDATE for each row and AFTER TRUNCATE.
@@ -270,15 +275,20 @@ pub fn on_change(args: &Args) -> Result<Value> {
         what: "this function is the trigger of a queue's table and nothing else".into(),
         hint: None,
     })?;
+    if !shmem::is_available() {
+        return Ok(Value::no_row()); // nobody is to be told, and no callback at the end would clear what is recorded
+    }
     match fired {
         Fired::Truncated(relation) => journal::emptied(relation)?,
         Fired::Inserted(relation, record) => {
             check_columns(relation)?;
             let row = row_of(&record);
-            capture::inserted(relation, row.msg_id);
+            let is_ours = capture::inserted(relation, row.msg_id);
             journal::sent(relation, row)?;
             if xact::is_replica() {
                 journal::replicated(relation)?;
+            } else if !is_ours && is_ahead(relation, row.msg_id) {
+                journal::id_is_ahead(relation)?;
             }
             expires_us(&record).map_or(Ok(()), |at_us| journal::expires(relation, at_us))?;
         }
@@ -289,6 +299,23 @@ pub fn on_change(args: &Args) -> Result<Value> {
         }
     }
     Ok(Value::no_row())
+}
+
+/// Whether the identity has not given this id yet, and so will: then the send that gets it fails. The worker raises it
+/// (`raise_identity`). Triggers fire when their statement has given all its ids, so a statement looks once or twice.
+fn is_ahead(relation: u32, msg_id: i64) -> bool {
+    let now = xact::statement_start();
+    let (of, statement, known) = LAST_GIVEN.get();
+    if of == relation && statement == now && msg_id <= known {
+        return false;
+    }
+    if IDENTITY.get().0 != relation {
+        IDENTITY.set((relation, table::identity_sequence(relation, column::MSG_ID as i16)));
+    }
+    // Without an identity (any more) the ids are its owner's affair.
+    let last = IDENTITY.get().1.and_then(table::sequence_last).unwrap_or(i64::MAX);
+    LAST_GIVEN.set((relation, now, last));
+    msg_id > last
 }
 
 fn check_columns(relation: u32) -> Result<()> {

@@ -88,10 +88,10 @@ pub fn wait_us(args: &Args, position: usize) -> Result<i64> {
 
 /// The names of queues that a call waits for or reads from, each once.
 pub fn queue_names(args: &Args, position: usize) -> Result<Vec<String>> {
-    let mut names = Vec::new();
+    let (mut names, mut seen) = (Vec::new(), std::collections::HashSet::new());
     for name in args::array(args, position, "queues")? {
         let name = name.text().ok_or(Error::Null { argument: "queues", hint: None })?;
-        if !names.contains(&name) {
+        if seen.insert(name.clone()) {
             names.push(name);
         }
     }

@@ -165,9 +165,84 @@ mod tests {
     #[pg_test]
     fn create_over_a_table_that_is_no_queue_is_refused() {
         run("CREATE TABLE queue.t (x int)");
-        fails("SELECT queue_create('t')").says("42710", "\"t\" already exists");
-        fails("SELECT queue_create('t', if_not_exists => true)").says("42710", "\"t\" already exists");
+        for call in ["queue_create('t')", "queue_create('t', if_not_exists => true)"] {
+            let failure = fails(&format!("SELECT {call}"));
+            failure.says("42710", "a table \"t\" already exists in schema queue, and is no queue");
+            assert!(failure.hint.contains("rename it"), "{failure:?}");
+        }
         fails("SELECT queue_send('t', '1')").is_unknown_queue("t");
+    }
+
+    #[pg_test]
+    fn create_of_what_a_restore_without_the_catalog_left_makes_it_a_queue_again() {
+        make_role("keeper");
+        run("GRANT CREATE ON SCHEMA queue TO keeper");
+        as_role("keeper", || run("SELECT queue_create('q', message_ttl => '1 day'), queue_send('q', '1')"));
+        // As what is restored is there: without the row.
+        run("DELETE FROM queue_catalog.queue");
+        make_role("stranger");
+        run("GRANT CREATE ON SCHEMA queue TO stranger");
+        as_role("stranger", || assert_eq!(fails("SELECT queue_create('q')").sqlstate, "42710"));
+        as_role("keeper", || {
+            assert_eq!(fails("SELECT queue_create('q', unlogged => true)").sqlstate, "42710");
+            assert!(is("queue_create('q', max_deliveries => 7, if_not_exists => true)"));
+            assert!(!is("queue_create('q', if_not_exists => true)"));
+            assert_eq!(
+                rows("SELECT queue, owner, max_deliveries FROM queue_list()"),
+                [json!({"queue": "q", "owner": "keeper", "max_deliveries": 7})]
+            );
+            assert!(is("queue_archive('q', 1)"));
+            run("INSERT INTO queue.q (message) VALUES ('2')");
+            assert!(is("(SELECT expires_at IS NULL FROM queue.q)"), "its settings are those given now");
+        });
+        // What lacks anything of a queue is none.
+        run("DELETE FROM queue_catalog.queue; DROP TRIGGER pg_queue_truncate ON queue.q");
+        fails("SELECT queue_create('q')").says("42710", "and is no queue");
+    }
+
+    #[pg_test]
+    fn create_makes_heaps_whatever_the_default_is() {
+        run("CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler");
+        run("SET LOCAL default_table_access_method = other");
+        run("SELECT queue_create('q')");
+        run("SELECT queue_send('q', '1')");
+        assert_eq!(
+            number(
+                "SELECT count(*) FROM pg_class c JOIN pg_am a ON a.oid = relam WHERE amname = 'heap' \
+                AND c.oid IN ('queue.q'::regclass, 'queue_archive.q'::regclass)"
+            ),
+            2
+        );
+    }
+
+    #[pg_test]
+    fn list_does_not_show_what_was_moved_to_another_schema() {
+        run("SELECT queue_create('q')");
+        run("SELECT queue_create('dead')");
+        run("SELECT queue_alter('q', dead_letter_queue => 'dead')");
+        run("SELECT queue_schedule('dead', 's', '1 h', '1')");
+        run("ALTER TABLE queue.dead SET SCHEMA public");
+        assert_eq!(
+            rows("SELECT queue, dead_letter_queue FROM queue_list()"),
+            [json!({"queue": "q", "dead_letter_queue": ""})]
+        );
+        assert_eq!(number("SELECT count(*) FROM queue_schedules()"), 0);
+        run("ALTER TABLE public.dead SET SCHEMA queue");
+        assert_eq!(number("SELECT count(*) FROM queue_list()"), 2);
+        assert_eq!(number("SELECT count(*) FROM queue_schedules()"), 1);
+    }
+
+    #[pg_test]
+    fn setting_that_is_misspelt_is_refused() {
+        assert_eq!(fails("SET pg_queue.wait_maxx = '1 s'").sqlstate, "42602");
+        run("SET LOCAL pg_queue.wait_max = '1 s'");
+    }
+
+    #[pg_test]
+    fn rename_of_the_table_by_alter_index_renames_the_archive_too() {
+        run("SELECT queue_create('q')");
+        run("ALTER INDEX queue.q RENAME TO r");
+        assert!(is("to_regclass('queue_archive.r') IS NOT NULL AND to_regclass('queue_archive.q') IS NULL"));
     }
 
     #[pg_test]

@@ -285,6 +285,14 @@ mod tests {
     }
 
     #[pg_test]
+    fn send_rounds_times_as_insert_does() {
+        make_queue();
+        run("ALTER TABLE queue.q ALTER COLUMN visible_at TYPE timestamptz(0)");
+        run("SELECT queue_send('q', '1', deliver_at => '2100-01-01 00:00:00.4Z')");
+        assert!(is("(SELECT visible_at FROM queue.q) = '2100-01-01 00:00:00Z'"));
+    }
+
+    #[pg_test]
     fn send_fills_additional_columns() {
         set_up();
         for column in [

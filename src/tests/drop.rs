@@ -113,6 +113,57 @@ mod tests {
         assert_eq!(column("SELECT msg_id FROM queue_read('q', 5)"), [json!(1), json!(2)]);
     }
 
+    /// As it would be dumped.
+    const REFERENCES: &str =
+        "SELECT archive::text AS a, dead_letter_queue::text AS d FROM queue_catalog.queue \
+        WHERE queue = 'queue.q'::regclass";
+
+    #[pg_test]
+    fn drop_by_plain_sql_of_what_a_queue_refers_to_leaves_no_number_behind() {
+        run("SELECT queue_create('dead')");
+        run("SELECT queue_create('q', dead_letter_queue => 'dead')");
+        let before = rows(REFERENCES);
+        assert_eq!(before, [json!({"a": "queue_archive.q", "d": "queue.dead"})]);
+        undone("DROP TABLE queue.dead, queue_archive.q;");
+        assert_eq!(rows(REFERENCES), before);
+        run("DROP TABLE queue.dead");
+        assert_eq!(rows(REFERENCES), [json!({"a": "queue_archive.q", "d": null})]);
+        run("DROP TABLE queue_archive.q");
+        assert_eq!(rows(REFERENCES), [json!({"a": "-", "d": null})]);
+        run("SELECT queue_create('p')");
+        run("DROP TABLE queue_archive.p");
+        assert_eq!(number("SELECT count(*) FROM queue_catalog.queue WHERE archive = 0"), 2);
+        assert!(is("queue_grant('q', 'public', 'admin')"), "of what is left");
+        assert!(is("queue_drop('q') AND queue_drop('p')"));
+    }
+
+    #[pg_test]
+    fn drop_of_the_extension_with_queues_that_refer_to_each_other_works() {
+        run("SELECT queue_create('dead')");
+        run("SELECT queue_create('q', dead_letter_queue => 'dead')");
+        undone("DROP EXTENSION pg_queue CASCADE;");
+        assert!(is("queue_drop('q') AND queue_drop('dead')"));
+    }
+
+    #[pg_test]
+    fn drop_heeds_what_row_security_hides() {
+        make_role("somebody");
+        run("GRANT CREATE ON SCHEMA queue TO somebody");
+        as_role("somebody", || {
+            run("SELECT queue_create('q')");
+            run("SELECT queue_send('q', '1')");
+            run("ALTER TABLE queue.q ENABLE ROW LEVEL SECURITY");
+            run("ALTER TABLE queue.q FORCE ROW LEVEL SECURITY");
+            assert_eq!(number("SELECT count(*) FROM queue.q"), 0);
+            assert_eq!(fails("SELECT queue_drop('q')").sqlstate, "55006");
+            run("TRUNCATE queue.q");
+            run("INSERT INTO queue_archive.q (msg_id, message) VALUES (1, '1')");
+            assert_eq!(fails("SELECT queue_drop('q')").sqlstate, "55006", "the archive");
+            run("TRUNCATE queue_archive.q");
+            assert!(is("queue_drop('q')"));
+        });
+    }
+
     #[pg_test]
     fn purge_of_an_unknown_queue_is_refused() {
         fails("SELECT queue_purge('q')").is_unknown_queue("q");

@@ -37,7 +37,7 @@ mod tests {
         ("queue_purge('q')", "purge", "TRUNCATE on its table"),
         ("queue_pause('q')", "pause", "TRUNCATE on its table"),
         ("queue_resume('q')", "resume", "TRUNCATE on its table"),
-        ("queue_redrive('q')", "redrive messages of", "TRUNCATE on its table"),
+        ("queue_redrive('q')", "redrive messages of", "TRUNCATE and SELECT on its table"),
         ("queue_unarchive('q')", "bring back archived messages of", "TRUNCATE on its table"),
     ];
 

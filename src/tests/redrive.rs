@@ -283,6 +283,13 @@ mod tests {
         bury("q", &["1"]);
         bury("other", &["2"]);
         make_role("somebody");
+        let needs = "TRUNCATE and SELECT on its table";
+        for (half, other) in [("TRUNCATE", "SELECT"), ("SELECT", "TRUNCATE")] {
+            run(&format!("GRANT {half} ON queue.dead TO somebody; REVOKE {other} ON queue.dead FROM somebody"));
+            as_role("somebody", || {
+                fails("SELECT queue_redrive('dead')").is_denied("redrive messages of", "dead", needs);
+            });
+        }
         run("GRANT TRUNCATE ON queue.dead TO somebody");
         as_role("somebody", || {
             fails("SELECT queue_redrive('dead')")
@@ -329,8 +336,10 @@ mod tests {
         run("CREATE TRIGGER see BEFORE DELETE ON queue.dead FOR EACH ROW EXECUTE FUNCTION see()");
         run("CREATE TRIGGER see BEFORE INSERT ON queue.q FOR EACH ROW EXECUTE FUNCTION see()");
         make_role("somebody");
-        run("GRANT TRUNCATE ON queue.dead TO somebody; GRANT INSERT ON queue.q TO somebody; \
-            GRANT INSERT ON public.seen TO public");
+        make_role("keeper");
+        run("GRANT INSERT ON queue.dead TO keeper; GRANT TRUNCATE, SELECT ON queue.dead TO somebody; GRANT INSERT ON queue.q TO somebody; \
+            GRANT INSERT ON public.seen TO public; GRANT CREATE ON SCHEMA queue, queue_archive TO keeper; \
+            ALTER TABLE queue.q OWNER TO keeper");
         let owner = value("SELECT current_user::text");
         as_role("somebody", || assert_eq!(redrive(""), 2));
         assert_eq!((messages("q"), messages("dead")), (vec![json!(1), json!(3)], vec![json!(2)]));
@@ -338,10 +347,16 @@ mod tests {
             column("SELECT what FROM public.seen"),
             ["DELETEdead1", "INSERTq1", "DELETEdead3", "INSERTq3"]
         );
+        // A queue that the message names must not run its triggers as the caller.
+        let keeper = json!("keeper");
         assert_eq!(
             column("SELECT who FROM public.seen"),
-            [owner.clone(), json!("somebody"), owner, json!("somebody")]
+            [owner.clone(), keeper.clone(), owner.clone(), keeper]
         );
+        bury("q", &["4"]);
+        run("TRUNCATE public.seen");
+        as_role("somebody", || assert_eq!(redrive(", target => 'q'"), 1));
+        assert_eq!(column("SELECT who FROM public.seen"), [owner, json!("somebody")], "one that he names");
     }
 
     #[pg_test]
@@ -431,6 +446,14 @@ mod tests {
         archived();
         make_role("somebody");
         run("GRANT TRUNCATE ON queue.q TO somebody");
+        as_role("somebody", || {
+            fails("SELECT queue_unarchive('q')").is_denied(
+                "bring back archived messages of",
+                "q",
+                "SELECT on its archive",
+            );
+        });
+        run("GRANT SELECT ON queue_archive.q TO somebody");
         as_role("somebody", || {
             assert_eq!(number("SELECT queue_unarchive('q')"), 5);
             assert!(is("current_user = 'somebody'"));

@@ -37,6 +37,22 @@ mod tests {
     }
 
     #[pg_test]
+    fn trigger_on_delete_asks_a_finisher_for_no_more_than_delete() {
+        run("SELECT queue_create('q')");
+        run("CREATE TABLE seen (who text)");
+        trigger("watch", "AFTER DELETE", "INSERT INTO public.seen VALUES (current_user); RETURN NULL;");
+        make_role("finisher");
+        run("GRANT DELETE ON queue.q TO finisher");
+        run("SELECT * FROM queue_send_batch('q', '{1,2,3}')");
+        as_role("finisher", || {
+            assert!(is("queue_delete('q', 1)"));
+            assert!(is("queue_cancel('q', 2)"));
+            assert_eq!(column("SELECT queue_delete_batch('q', '{3,4}')"), [json!(3)]);
+        });
+        assert!(is("(SELECT array_agg(who) FROM seen) = array_fill(current_user::text, ARRAY[3])"));
+    }
+
+    #[pg_test]
     fn trigger_on_delete_that_changes_the_next_message_has_it_archived_so() {
         run("SELECT queue_create('q')");
         trigger(

@@ -221,12 +221,18 @@ pub fn table_reowned(relation: u32, was: u32) {
     }
 }
 
-/// A relation is being dropped.
+/// A relation is being dropped. What refers to it goes with it: a number in its place might be another table's where the
+/// catalog is restored.
 pub fn table_dropped(relation: u32) {
     if is_queue_table(relation) {
         if let Err(error) = journal::dropped(relation) {
             error.raise();
         }
+        if user::is_table(relation) {
+            admin::dead_letter_queue_dropped(relation);
+        }
+    } else if user::is_table(relation) && is_table_in(c"queue_archive", relation) {
+        admin::archive_dropped(relation);
     }
 }
 
@@ -263,6 +269,10 @@ pub fn subscriptions_changed() {
 /// A session listens to this channel, or will when its transaction commits.
 pub fn listening(channel: &str) {
     if !channel.starts_with(admin::CHANNEL_PREFIX) || !shmem::is_available() {
+        return;
+    }
+    // Anybody may LISTEN anywhere; a database that has no queues takes nobody's place.
+    if !worker::has_extension(c"pg_queue") {
         return;
     }
     let database = user::database();

@@ -421,6 +421,105 @@ fn dead_letter_queue_of_another_sees_the_queues_owner_and_nobody_higher() {
     wait_until("it comes to its end", || rows(&mut client, "q") == 0);
 }
 
+/// Whoever may send to a dead-letter queue writes what header he likes.
+#[test]
+fn redrive_by_a_superuser_runs_what_an_owner_whom_a_message_names_has_put_on_his_queue_as_that_owner() {
+    let database = database_with(&["dead"]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "SELECT queue_grant('dead', '{mallory}', 'send');
+             SET ROLE {mallory};
+             CREATE FUNCTION evil.note() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN PERFORM evil.deed('redriven'); RETURN NEW; END $$;
+             SELECT queue_create('mine'), queue_create('later');
+             ALTER TABLE queue.mine ALTER priority SET DEFAULT evil.innocent('default');
+             CREATE TRIGGER a BEFORE INSERT ON queue.mine FOR EACH ROW EXECUTE FUNCTION evil.note();
+             CREATE CONSTRAINT TRIGGER a AFTER INSERT ON queue.later
+               DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION evil.note();
+             SELECT queue_send('dead', '1', headers => format('{{\"dead_letter\": {{\"queue\": \"%s\"}}}}', q)::jsonb)
+               FROM unnest('{{mine,mine,later}}'::text[]) q;
+             RESET ROLE"
+        ))
+        .unwrap();
+    assert_eq!(number(&mut client, "SELECT queue_redrive('dead', 1)"), 1);
+    assert_eq!(number(&mut client, "SELECT queue_redrive('dead', 1, source => 'mine')"), 1);
+    assert_eq!(text(&mut client, "SELECT string_agg(DISTINCT who, ' ') FROM evil.seen"), mallory);
+    assert_eq!(rows(&mut client, "mine"), 2);
+    client.batch_execute("TRUNCATE evil.seen").unwrap();
+    assert_eq!(code(client.batch_execute("SELECT queue_redrive('dead')")), "42501", "a deferred trigger");
+    assert_eq!(rows(&mut client, "dead"), 1);
+    assert_eq!(number(&mut client, "SELECT count(*) FROM evil.seen"), 0);
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+#[test]
+fn drop_by_a_superuser_runs_nothing_of_the_owners() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    client
+        .batch_execute(&format!(
+            "GRANT CREATE ON SCHEMA queue_archive TO {mallory};
+             SET ROLE {mallory};
+             SELECT queue_create('mine');
+             CREATE INDEX ON queue.mine (msg_id) WHERE evil.innocent('index') = 1;
+             CREATE INDEX ON queue_archive.mine (msg_id) WHERE evil.innocent('index of the archive') = 1;
+             RESET ROLE; TRUNCATE evil.seen"
+        ))
+        .unwrap();
+    client.batch_execute("SELECT queue_drop('mine')").unwrap();
+    assert_eq!(text(&mut client, "SELECT coalesce(string_agg(who, ' '), '') FROM evil.seen"), "");
+    assert!(!is_superuser(&mut client, &mallory));
+}
+
+/// A cluster of its own: the places for queues are the server's.
+#[test]
+fn stranger_takes_no_place_of_a_queue_that_he_may_not_use() {
+    let cluster = queue_tests::ClusterOptions::default().set("pg_queue.max_queues", "8").start().unwrap();
+    let names: Vec<String> = (0..10).map(|n| format!("q{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let database = database_on(&cluster, &names);
+    let mut client = session(&database);
+    let stranger = make_role(&mut client, &database, "stranger");
+    let mut other = session(&database);
+    other.batch_execute(&format!("SET ROLE {stranger}")).unwrap();
+    for name in &names {
+        for call in [
+            format!("SELECT queue_send('{name}', '1')"),
+            format!("SELECT * FROM queue_read('{name}')"),
+            format!("SELECT * FROM queue_peek('{name}')"),
+            format!("SELECT queue_delete('{name}', 1)"),
+            format!("CALL queue_wait('{{{name}}}', '0')"),
+        ] {
+            assert_eq!(code(other.batch_execute(&call)), "42501", "{call}");
+        }
+    }
+    for name in &names[..8] {
+        send(&mut client, name, 1);
+        assert_eq!(read(&mut client, name, 1).len(), 1, "{name}");
+    }
+    assert_eq!(
+        code(client.batch_execute("SELECT queue_read('q8')")),
+        "53400",
+        "these were all places there are"
+    );
+    // Once he may, he takes it, in the same session too; also who may only send.
+    client.batch_execute("SELECT queue_drop('q0', true), queue_drop('q1', true)").unwrap();
+    client
+        .batch_execute(&format!(
+            "GRANT INSERT (visible_at, headers, message) ON queue.q8 TO {stranger};
+             SELECT queue_grant('q9', '{stranger}', 'consume'), queue_grant('q9', '{stranger}', 'send')"
+        ))
+        .unwrap();
+    for name in ["q8", "q9"] {
+        send(&mut other, name, 1);
+    }
+    assert_eq!(read(&mut other, "q9", 1).len(), 1);
+    assert_eq!(read(&mut client, "q8", 1).len(), 1);
+}
+
 /// A server of its own: only after a start does the worker look at queues that nobody has used.
 #[test]
 fn owner_whose_table_fails_when_looked_at_keeps_no_other_queue_from_the_worker() {
