@@ -132,6 +132,7 @@ pub fn main(database: u32) {
         if is_called || prepared_us <= clock::now().mono_us {
             prepared_us = prepared();
         }
+        schedules.look_at_clock();
         if is_called || schedules.due_us() <= clock::now().mono_us {
             schedules.fire();
         }

@@ -4,7 +4,8 @@
 //!
 //! It looks when the time has come and when it is told that schedules have changed, and sleeps otherwise. One that
 //! fails waits, longer each time, and keeps no other. What is due is told by the wall clock: if that is set back or
-//! forth, it is noticed when the worker wakes next, which is within the hour.
+//! forth, it is noticed when the worker wakes next, which is when the next one would have been due, and within the hour.
+//! Intervals then go on, though their next times may lie far ahead.
 
 use crate::pg::call::Value;
 use crate::pg::table::{AccessShareLock, RowExclusiveLock};
@@ -14,7 +15,7 @@ use crate::worker::database::try_lock_catalog;
 use crate::worker::delay::{Delay, FAILED_US};
 use crate::worker::{avoid, TURN_US};
 use pgrx::pg_sys;
-use queue_dispatch::NEVER_US;
+use queue_dispatch::{Now, NEVER_US};
 use std::collections::{HashMap, HashSet};
 
 /// Schedules fired in one turn; then the worker looks after its other duties.
@@ -23,6 +24,13 @@ const TURN_MAX: usize = 100;
 const BUSY_US: std::ops::RangeInclusive<i64> = 50_000..=1_000_000;
 /// When they could not be looked at, that is tried again after this long.
 const LOOK_AGAIN_US: i64 = 1_000_000;
+
+/// The clocks have drifted apart by so much: one was set.
+const JUMP_US: i64 = 1_000_000;
+
+fn ahead_us(now: Now) -> i64 {
+    now.wall_us.saturating_sub(now.mono_us)
+}
 
 /// A schedule that is due.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -39,6 +47,10 @@ pub struct Schedules {
     next_wall_us: i64,
     /// When to look again whatever that says, on the clock that never jumps.
     again_us: i64,
+    /// How far the wall clock is ahead of that one.
+    ahead_us: i64,
+    /// The wall clock may have been set back since the schedules were moved on.
+    was_set_back: bool,
     /// Not before this: they could not be looked at. On that clock, too.
     not_before_us: i64,
     /// Tables of which it was said that they have a schedule whose name nobody can read here.
@@ -52,9 +64,21 @@ impl Schedules {
         Schedules {
             next_wall_us: NEVER_US,
             again_us: 0,
+            ahead_us: ahead_us(clock::now()),
+            was_set_back: true, // while the server was down, perhaps
             not_before_us: 0,
             unreadable: HashSet::new(),
             delays: HashMap::new(),
+        }
+    }
+
+    /// The worker has woken: it compares the clocks.
+    pub fn look_at_clock(&mut self) {
+        let now_us = ahead_us(clock::now());
+        if (now_us - self.ahead_us).abs() > JUMP_US {
+            self.was_set_back |= now_us < self.ahead_us;
+            self.again_us = 0;
+            self.ahead_us = now_us;
         }
     }
 
@@ -71,6 +95,16 @@ impl Schedules {
     /// Has what is due fire, a turn of it.
     pub fn fire(&mut self) {
         let now = clock::now();
+        if self.was_set_back {
+            let done = worker::transaction("looking for schedules", || {
+                let is_locked = try_lock_catalog("schedule", RowExclusiveLock);
+                if is_locked {
+                    schedule::clock_set_back(now.wall_us);
+                }
+                Ok(is_locked)
+            });
+            self.was_set_back = done != Some(true);
+        }
         let waiting: Vec<&Due> =
             self.delays.iter().filter(|(_, d)| d.until_us > now.mono_us).map(|(due, _)| due).collect();
         let Some(Found { due, is_full, unreadable, next_wall_us }) = look(now.wall_us, &waiting) else {
@@ -88,7 +122,11 @@ impl Schedules {
             }
         }
         self.next_wall_us = next_wall_us;
-        self.again_us = if is_full { 0 } else { NEVER_US };
+        self.again_us = match (is_full, self.was_set_back) {
+            (true, _) => 0,
+            (false, true) => now.mono_us.saturating_add(LOOK_AGAIN_US),
+            (false, false) => NEVER_US,
+        };
         if !is_full {
             // What is neither waiting nor due any more has been changed, or is gone.
             self.delays.retain(|key, delay| delay.until_us > now.mono_us || due.contains(key));

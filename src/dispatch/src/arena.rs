@@ -787,6 +787,16 @@ impl<'a> Arena<'a> {
         })
     }
 
+    /// Whether every record of a queue is taken: no other queue can be used.
+    pub fn queues_are_full(&self) -> bool {
+        self.head.queue_free == NIL && self.head.queues_touched as usize == self.queues.len()
+    }
+
+    /// All records of queues.
+    pub fn queues_len(&self) -> u32 {
+        self.queues.len() as u32
+    }
+
     /// All slots.
     pub fn slots_len(&self) -> u32 {
         self.slots.len() as u32
