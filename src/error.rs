@@ -212,6 +212,15 @@ impl Error {
         report
     }
 
+    /// For the server's log: the message, and what to do.
+    pub fn in_a_line(&self) -> String {
+        let report = self.report();
+        match report.hint() {
+            Some(hint) => format!("{}. {hint}", report.message()),
+            None => report.message().to_owned(),
+        }
+    }
+
     /// Raises it as a Postgres ERROR. Only at the boundary to SQL, where nothing of ours is on the stack.
     pub fn raise(&self) -> ! {
         self.report().report(PgLogLevel::ERROR);

@@ -89,6 +89,20 @@ impl Value {
         })
     }
 
+    /// A text, copied, or nothing where [`Value::text`] is an ERROR.
+    pub fn text_if_readable(self) -> Option<String> {
+        // SAFETY: as in `text`.
+        let is_readable = self.0.is_some_and(|datum| unsafe {
+            let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            is_readable(pgrx::varlena::varlena_to_byte_slice(text))
+        });
+        if is_readable {
+            self.text()
+        } else {
+            None
+        }
+    }
+
     /// An interval in months, days and microseconds.
     pub fn interval(self) -> Option<(i32, i32, i64)> {
         // SAFETY: the SQL type is interval, which is passed by reference.
@@ -153,10 +167,14 @@ pub enum Elements {
     Matrix,
 }
 
-fn in_utf8(bytes: &[u8]) -> String {
+fn is_readable(bytes: &[u8]) -> bool {
     // SAFETY: reads a variable of this process.
     let is_utf8 = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_UTF8 as i32;
-    if !is_utf8 && !bytes.is_ascii() {
+    is_utf8 || bytes.is_ascii()
+}
+
+fn in_utf8(bytes: &[u8]) -> String {
+    if !is_readable(bytes) {
         Error::Unsupported {
             what: "text that is not ASCII is not supported in a database whose encoding is not UTF8".into(),
             hint: Some("queue_send, queue_send_batch and plain SQL take such messages.".into()),

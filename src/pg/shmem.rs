@@ -46,10 +46,17 @@ pub const REQUESTS_MAX: usize = 32;
 pub struct Request {
     /// The database, 0 for an unused entry.
     pub database: u32,
-    /// Let no worker run there.
+    /// Let no worker run there. Otherwise its worker ends, and says why.
     pub keep_away: bool,
+    /// There was no place for it; else there is nothing to serve.
+    pub has_no_place: bool,
     /// On the clock that never jumps: after this the request no longer holds, in case its maker died.
     pub until_us: i64,
+}
+
+impl Request {
+    /// An unused entry.
+    pub const NONE: Request = Request { database: 0, keep_away: false, has_no_place: false, until_us: 0 };
 }
 
 /// Most tables that workers keep away from at a time.
@@ -192,7 +199,7 @@ unsafe extern "C-unwind" fn on_startup() {
                 server: Server {
                     launcher: NIL,
                     probe_all: true,
-                    requests: [Request { database: 0, keep_away: false, until_us: 0 }; REQUESTS_MAX],
+                    requests: [Request::NONE; REQUESTS_MAX],
                     avoided: [Avoided::NONE; AVOIDED_MAX],
                 },
                 head: Head::EMPTY,

@@ -346,6 +346,25 @@ pub fn is_unlogged(relation: u32) -> bool {
     }
 }
 
+/// A relation's name and its schema's, if it exists.
+pub fn relation_full_name(oid: u32) -> Option<String> {
+    let name = relation_name(oid)?;
+    // SAFETY: a look-up in the system caches, in a transaction; returns a palloc'd string or null.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(relation_schema(oid)?.into());
+        (!schema.is_null()).then(|| format!("{}.{name}", std::ffi::CStr::from_ptr(schema).to_string_lossy()))
+    }
+}
+
+/// A database's name, if it exists.
+pub fn database_name(oid: u32) -> Option<String> {
+    // SAFETY: a look-up in the system caches, in a transaction; returns a palloc'd string or null.
+    unsafe {
+        let name = pg_sys::get_database_name(oid.into());
+        (!name.is_null()).then(|| std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
 /// Whether the current role may drop or rename a database, or copy it: its owner, or a superuser.
 pub fn owns_database(oid: u32) -> bool {
     // SAFETY: look-ups in the system caches, in a transaction.

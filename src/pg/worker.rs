@@ -2,9 +2,9 @@
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::{pg_sys, PgTryBuilder};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 unsafe extern "C-unwind" {
     // Declared anew: pgrx binds these as Rust functions, which cannot be signal handlers.
@@ -33,6 +33,14 @@ thread_local! {
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
     /// In [`limited`].
     static IS_LIMITED: Cell<bool> = const { Cell::new(false) };
+    /// Since then.
+    static LIMITED_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// What an owner has put on his tables has run in this transaction.
+    static HAS_RUN_OWNERS: Cell<bool> = const { Cell::new(false) };
+    /// The table that this transaction has turned to last, and its name.
+    static AT: RefCell<(u32, String)> = const { RefCell::new((0, String::new())) };
+    /// The name of the database, once a transaction has looked. Who renames it ends its worker first.
+    static DATABASE: RefCell<String> = const { RefCell::new(String::new()) };
     /// The timeout that ends a worker of ours.
     static END_TIMEOUT: Cell<std::ffi::c_int> = const { Cell::new(USER_TIMEOUT) };
 }
@@ -47,9 +55,49 @@ extern "C-unwind" fn on_overstayed() {
     unsafe { libc::raise(libc::SIGTERM) };
 }
 
-/// Whether this worker ends because what it had limited did not.
-pub fn has_overstayed() -> bool {
-    HAS_OVERSTAYED.load(Ordering::Relaxed)
+/// Somebody terminates this process (or it does so itself, see above): Postgres has forgotten that when it ends.
+static WAS_TERMINATED: AtomicBool = AtomicBool::new(false);
+
+/// The handler of SIGTERM.
+extern "C-unwind" fn on_terminated(signal: std::ffi::c_int) {
+    WAS_TERMINATED.store(true, Ordering::Relaxed);
+    // SAFETY: Postgres' own handler, in a signal's handler.
+    unsafe { die(signal) };
+}
+
+/// Whether this worker, which ends, does so because of what it had limited: that did not end in time, or has made an
+/// error of its own one that ends the process (exit_on_error, transaction_timeout).
+pub fn is_ended_by_owner() -> bool {
+    let is_from_outside = || {
+        // SAFETY: reads a variable of this process. Who has lost the postmaster is another process' child.
+        WAS_TERMINATED.load(Ordering::Relaxed) || unsafe { pg_sys::PostmasterPid != libc::getppid() }
+    };
+    HAS_OVERSTAYED.load(Ordering::Relaxed) || IS_LIMITED.get() && !is_from_outside()
+}
+
+/// This transaction turns to a table: should it fail, the log says where.
+pub fn turn_to(relation: u32) {
+    let name = super::user::relation_full_name(relation).unwrap_or_default();
+    AT.set((relation, name));
+}
+
+/// The table that it has turned to last.
+pub fn turned_to() -> u32 {
+    AT.with_borrow(|at| at.0)
+}
+
+/// Where this worker is, for the log: `database "x", table queue.y`.
+pub fn place() -> String {
+    let mut place = DATABASE.with_borrow(|database| match database.as_str() {
+        "" => String::new(),
+        name => format!("database \"{name}\""),
+    });
+    AT.with_borrow(|(relation, name)| match (*relation, name.as_str()) {
+        (0, _) => {}
+        (relation, "") => place += &format!(", table {relation}"),
+        (_, name) => place += &format!(", table {name}"),
+    });
+    place
 }
 
 /// Does `f`, in a worker of ours for so long at most: then it is cancelled, with an ERROR; and if it catches that, the
@@ -58,6 +106,8 @@ pub fn limited<R>(f: impl FnOnce() -> R) -> R {
     if !IS_OURS.get() || IS_LIMITED.replace(true) {
         return f();
     }
+    HAS_RUN_OWNERS.set(true);
+    LIMITED_SINCE.set(Some(Instant::now()));
     // SAFETY: both timeouts are registered.
     unsafe {
         enable_timeout_after(STATEMENT_TIMEOUT, OWNERS_MS);
@@ -141,17 +191,17 @@ impl Started {
 /// only.
 pub fn begin(database: u32) {
     IS_OURS.set(true);
-    // SAFETY: the first thing a worker's main function does. SIGTERM is served by CHECK_FOR_INTERRUPTS (die),
+    // SAFETY: the first thing a worker's main function does. SIGTERM is served by CHECK_FOR_INTERRUPTS (as of `die`),
     // and its handler is there before signals are let through.
     unsafe {
         #[cfg(not(feature = "pg18"))]
         {
-            pg_sys::pqsignal(libc::SIGTERM, Some(die));
+            pg_sys::pqsignal(libc::SIGTERM, Some(on_terminated));
             pg_sys::pqsignal(libc::SIGHUP, Some(SignalHandlerForConfigReload));
         }
         #[cfg(feature = "pg18")]
         {
-            pg_sys::pqsignal_be(libc::SIGTERM, Some(die));
+            pg_sys::pqsignal_be(libc::SIGTERM, Some(on_terminated));
             pg_sys::pqsignal_be(libc::SIGHUP, Some(SignalHandlerForConfigReload));
         }
         pg_sys::BackgroundWorkerUnblockSignals();
@@ -227,6 +277,7 @@ pub fn show(activity: &str) {
 /// the server's log and gives `None`; an interrupt (shutdown) goes on.
 pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Option<R> {
     show(what);
+    AT.take();
     // SAFETY: the usual frame of a worker's transaction (worker_spi.c); on an ERROR the transaction is aborted,
     // which releases everything it held.
     let result = unsafe {
@@ -234,6 +285,7 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Optio
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let body = std::panic::AssertUnwindSafe(|| {
+            know_database();
             let result = f().unwrap_or_else(|error| error.raise());
             pg_sys::PopActiveSnapshot();
             pg_sys::CommitTransactionCommand();
@@ -241,22 +293,73 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Optio
         });
         PgTryBuilder::new(body)
             .catch_others(|error| {
-                let message = match &error {
+                let line = match &error {
                     pg_sys::panic::CaughtError::PostgresError(report)
-                    | pg_sys::panic::CaughtError::ErrorReport(report) => report.message().to_owned(),
-                    pg_sys::panic::CaughtError::RustPanic { ereport, .. } => ereport.message().to_owned(),
+                    | pg_sys::panic::CaughtError::ErrorReport(report)
+                    | pg_sys::panic::CaughtError::RustPanic { ereport: report, .. } => failure(what, report),
                 };
                 end_limit(); // first: however long the abort takes is not the owner's doing
                 pg_sys::AbortCurrentTransaction();
-                pgrx::log!("pg_queue worker: {what} failed: {message}");
+                pgrx::log!("{line}");
                 None
             })
             .execute()
     };
-    // SAFETY: outside a transaction; what the worker did shows in the statistics.
-    unsafe { pg_sys::pgstat_report_stat(false) };
+    if HAS_RUN_OWNERS.replace(false) {
+        // Advisory locks that an owner's code has taken for the session: this one is nobody's. The transaction's own are
+        // gone already.
+        // SAFETY: outside a transaction, as when a session ends (ShutdownPostgres).
+        unsafe { pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as _, true) };
+    }
+    report_statistics(false);
     show("");
     result
+}
+
+/// Has what the worker did show in the statistics: at the latest a while from now, or at once (`is_last`: nothing will
+/// be done for a while). Outside a transaction.
+pub fn report_statistics(is_last: bool) {
+    // SAFETY: outside a transaction.
+    unsafe { pg_sys::pgstat_report_stat(is_last) };
+}
+
+/// Remembers the database's name, in a transaction.
+fn know_database() {
+    let database = super::user::database();
+    if database != 0 && DATABASE.with_borrow(String::is_empty) {
+        DATABASE.set(super::user::database_name(database).unwrap_or_default());
+    }
+}
+
+/// What the log says of a piece of work that failed. While `limited` is not undone yet.
+fn failure(what: &str, report: &pg_sys::panic::ErrorReportWithLevel) -> String {
+    let code = report.sql_error_code();
+    let most = Duration::from_millis(OWNERS_MS as u64);
+    let is_over = IS_LIMITED.get()
+        && code == pgrx::PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+        && LIMITED_SINCE.get().is_some_and(|since| since.elapsed() >= most);
+    let mut line = format!("pg_queue worker: {what} failed: ");
+    if is_over {
+        let seconds = most.as_secs();
+        line += &format!("what the owner has put on the table took longer than {seconds} s, and was cancelled");
+    } else {
+        line += report.message();
+    }
+    line += &format!(" (SQLSTATE {}", sqlstate(code as i32));
+    let place = place();
+    if !place.is_empty() {
+        line += &format!(", {place}");
+    }
+    line.push(')');
+    if let Some(detail) = report.detail() {
+        line += &format!(": {detail}");
+    }
+    line
+}
+
+/// The five characters of an SQLSTATE (MAKE_SQLSTATE in elog.h).
+fn sqlstate(code: i32) -> String {
+    (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
 }
 
 /// The connectable databases that are no templates, for a worker on the shared catalogs, in a transaction.

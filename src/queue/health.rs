@@ -30,6 +30,7 @@ pub fn queue_health(_args: &Args, rows: &mut Rows) -> Result<()> {
     if !xact::is_standby() {
         problems.extend(worker_missing()?);
         problems.extend(dispatcher_full()?);
+        problems.extend(queues_full()?);
     }
     problems.extend(vacuum_held_back());
     problems.extend(archives_growing());
@@ -147,6 +148,23 @@ fn dispatcher_full() -> Result<Option<Problem>> {
              What has none stays in its table and is loaded as room appears."
         ),
         fix: Some(format!("ALTER SYSTEM SET pg_queue.max_messages = {}", u64::from(all) * 2)),
+    }))
+}
+
+fn queues_full() -> Result<Option<Problem>> {
+    let (is_full, most) = shmem::with_arena(|arena, _, _| (arena.queues_are_full(), arena.queues_len()))?;
+    if !is_full {
+        return Ok(None);
+    }
+    Ok(Some(Problem {
+        is_critical: true,
+        name: "queues_full",
+        object: "pg_queue.max_queues".into(),
+        detail: format!(
+            "{most} queues have been used since the server was started, over all databases: another one's sends and \
+             reads fail. A place is freed when a queue is dropped, or the server is restarted."
+        ),
+        fix: Some(format!("ALTER SYSTEM SET pg_queue.max_queues = {}", most.saturating_mul(2).min(65_536))),
     }))
 }
 

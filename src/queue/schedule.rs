@@ -315,6 +315,38 @@ pub fn fire(relation: u32, name: &str, now_us: i64) -> Result<Fired> {
     Ok(Fired::Sent(next_us))
 }
 
+/// The wall clock may have been set back: an interval is over a period from now at the latest, all the same. What cron
+/// expressions say, the clock decides.
+pub fn clock_set_back(now_us: i64) {
+    let found = spi::run(
+        "SELECT queue::pg_catalog.oid, name, schedule, timezone, created_at, next_at \
+         FROM queue_catalog.schedule WHERE NOT paused AND next_at OPERATOR(pg_catalog.>) $1 FOR UPDATE SKIP LOCKED",
+        &[pg_sys::TIMESTAMPTZOID.into()],
+        &[Value::of_time_us(now_us)],
+    );
+    for row in &found.rows {
+        let (schedule, timezone) = (row[2].text_if_readable(), row[3].text_if_readable());
+        let (Some(schedule), Some(timezone), Some(next_us)) = (schedule, timezone, row[5].time_us()) else {
+            continue;
+        };
+        // One that cannot be read fails when it fires.
+        let rule = rule(&schedule, &timezone, row[4].time_us().unwrap_or(0));
+        let Ok(rule @ Rule::Interval { period_us, .. }) = rule else { continue };
+        let latest_us = now_us.saturating_add(period_us);
+        if next_us <= latest_us {
+            continue;
+        }
+        let next_us = rule.next_us(now_us).map_or(latest_us, |us| us.min(latest_us));
+        IS_FIRING.set(true);
+        spi::run(
+            &format!("UPDATE queue_catalog.schedule SET next_at = $3 WHERE {OF_NAME}"),
+            &[pg_sys::OIDOID, pg_sys::TEXTOID, pg_sys::TIMESTAMPTZOID].map(u32::from),
+            &[row[0], row[1], Value::of_time_us(next_us)],
+        );
+        IS_FIRING.set(false);
+    }
+}
+
 fn move_on(relation: u32, name: &str, last_us: i64, next_us: i64) {
     IS_FIRING.set(true);
     spi::run(

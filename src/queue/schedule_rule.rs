@@ -130,7 +130,9 @@ impl Rule {
         match self {
             Rule::Cron { cron, zone } => next_of_cron(cron, *zone, after_us),
             Rule::Interval { anchor_us, period_us } => {
-                let passed = after_us.checked_sub(*anchor_us)?.div_euclid(*period_us).max(0);
+                let passed = after_us.checked_sub(*anchor_us)?.div_euclid(*period_us);
+                // The clock may have been set back since: then it goes on all the same.
+                let passed = if passed == -1 { 0 } else { passed };
                 anchor_us.checked_add(passed.checked_add(1)?.checked_mul(*period_us)?)
             }
         }
@@ -340,6 +342,7 @@ mod tests {
         assert_eq!(rule.next_us(anchor_us + 60_000_000), Some(anchor_us + 120_000_000));
         assert_eq!(rule.next_us(anchor_us + 86_400_000_000 + 1), Some(anchor_us + 86_460_000_000));
         assert_eq!(rule.next_us(anchor_us - 1), Some(anchor_us + 60_000_000), "a clock that was set back");
+        assert_eq!(rule.next_us(anchor_us - 86_400_000_000), Some(anchor_us - 86_340_000_000), "by a day");
         assert_eq!(rule.next_us(i64::MAX), None);
     }
 

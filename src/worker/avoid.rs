@@ -1,24 +1,18 @@
 //! Tables whose owner's code (triggers, constraints, functions in an index) had to be ended together with the worker that
-//! ran it: the next one would be in the same trap at once, and serve nobody else. It keeps away from them for a while,
-//! longer each time, and their queues are served by those who use them only. Owns the list, which is in shared memory:
-//! whoever begins knows nothing.
+//! ran it, or has ended that worker itself: the next one would be in the same trap at once, and serve nobody else. It
+//! keeps away from them for a while, longer each time, and their queues are served by those who use them only. Owns the
+//! list, which is in shared memory: whoever begins knows nothing.
 
 use crate::pg::shmem::Avoided;
 use crate::pg::{shmem, user, worker};
-use std::cell::Cell;
 
 /// How long a table is avoided at first and at most, microseconds; it doubles each time. One that has behaved for as long
 /// as the most, after that, begins anew.
 const PAUSE_US: (i64, i64) = (60_000_000, 3_600_000_000);
 
-thread_local! {
-    /// The table that the worker has turned to last.
-    static AT: Cell<u32> = const { Cell::new(0) };
-}
-
-/// The worker turns to a queue's table, or an archive's. False: it keeps away from it for now.
+/// The worker turns to a queue's table, or an archive's, in a transaction. False: it keeps away from it for now.
 pub fn may_begin(relation: u32) -> bool {
-    AT.set(relation);
+    worker::turn_to(relation);
     let database = user::database();
     shmem::with_server(|server, now| {
         !server
@@ -31,10 +25,10 @@ pub fn may_begin(relation: u32) -> bool {
 
 /// The worker ends: if that is for what it was at, the next one is to keep away from there.
 pub fn worker_ends() {
-    if !worker::has_overstayed() {
+    let (database, relation) = (user::database(), worker::turned_to());
+    if relation == 0 || !worker::is_ended_by_owner() {
         return;
     }
-    let (database, relation) = (user::database(), AT.get());
     let pause_us = shmem::with_server(|server, now| {
         let find = |a: &&mut Avoided| (a.database, a.relation) == (database, relation);
         // Where all are taken the one whose time is over, or is over first, is forgotten.
@@ -51,8 +45,9 @@ pub fn worker_ends() {
         })
     });
     pgrx::log!(
-        "pg_queue worker: what the owner of table {relation} has put there does not let itself be cancelled; the worker \
-         ends with it, and keeps away from that table for {} s",
-        pause_us.unwrap_or(0) / 1_000_000
+        "pg_queue worker: what the owner has put on this table does not let itself be cancelled, or ends the worker; it \
+         ends, and the next one keeps away from the table for {} s ({})",
+        pause_us.unwrap_or(0) / 1_000_000,
+        worker::place()
     );
 }

@@ -63,9 +63,12 @@ impl Turn {
 type Turns = HashMap<u32, Turn>;
 
 /// A queue that could not be looked at, since its table is locked, is looked at again after this long, microseconds.
-const LOOK_AGAIN_US: i64 = 1_000_000;
+pub const LOOK_AGAIN_US: i64 = 1_000_000;
 /// How often prepared transactions are looked after while there are any, microseconds.
 const PREPARED_US: i64 = 1_000_000;
+
+/// Before a longer sleep than this, milliseconds, what has been done shows in the statistics.
+const REPORTED_MS: i64 = 1_000;
 
 /// The worker's main function; its argument is the database's oid.
 pub fn main(database: u32) {
@@ -73,7 +76,7 @@ pub fn main(database: u32) {
     match serves_extension() {
         Some(true) => {}
         Some(false) => {
-            tell_idle(database);
+            tell_end(database, false);
             worker::end();
         }
         // Not known: the launcher tries again after a while.
@@ -98,15 +101,13 @@ pub fn main(database: u32) {
         arena.worker_set(database, me)
     });
     if !matches!(placed, Ok(true)) {
-        pgrx::log!("pg_queue: no place for another database; raise pg_queue.max_databases");
-        tell_idle(database);
+        tell_end(database, true);
         worker::end();
     }
     let wait_event = latch::wait_event(c"QueueWorker");
-    let mut turns = Turns::new();
-    let mut failing = HashMap::new();
-    let mut expiring = expiry::Expiring::default();
+    let mut rounds = Rounds::default();
     let mut archives = expiry::Archives::default();
+    let mut survey = survey::Survey::default();
     let (mut prepared_us, mut look_us) = (0, NEVER_US);
     let mut schedules = Schedules::new();
     loop {
@@ -121,24 +122,33 @@ pub fn main(database: u32) {
             }
         }
         if is_called || look_us <= clock::now().mono_us {
-            let is_all = survey::attach_queues(database) & archives.look();
-            look_us = if is_all { NEVER_US } else { clock::now().mono_us + LOOK_AGAIN_US };
+            let again_us = survey.attach_queues(database);
+            look_us = match archives.look() {
+                true => again_us,
+                false => again_us.min(clock::now().mono_us + LOOK_AGAIN_US),
+            };
+            rounds.forget_gone(database);
         }
         if is_called || prepared_us <= clock::now().mono_us {
             prepared_us = prepared();
         }
+        schedules.look_at_clock();
         if is_called || schedules.due_us() <= clock::now().mono_us {
             schedules.fire();
         }
         let next_us = prepared_us.min(look_us).min(schedules.due_us()).min(archives.trim());
-        latch::sleep(round(database, next_us, &mut turns, &mut failing, &mut expiring), wait_event);
+        let sleep_ms = rounds.round(database, next_us);
+        if !(0..=REPORTED_MS).contains(&sleep_ms) {
+            worker::report_statistics(true);
+        }
+        latch::sleep(sleep_ms, wait_event);
     }
 }
 
 /// Ends this worker where there is to be none. The launcher tries again when settings change.
 fn end_if_disabled(database: u32) {
     if !settings::is_worker_enabled() {
-        tell_idle(database);
+        tell_end(database, false);
         worker::end();
     }
 }
@@ -156,8 +166,12 @@ fn end_if_unwanted(database: u32) {
     }
     // If that cannot be told now, it is as it was.
     if serves_extension() == Some(false) {
-        super::forget_database(database);
-        tell_idle(database);
+        worker::transaction("forgetting queues", || {
+            worker::forget_catalogs();
+            super::forget_queues_gone(database);
+            Ok(())
+        });
+        tell_end(database, false);
         worker::end();
     }
 }
@@ -170,70 +184,136 @@ fn serves_extension() -> Option<bool> {
     })
 }
 
-/// Tells the launcher that there is nothing to serve here.
-fn tell_idle(database: u32) {
+/// Tells the launcher that there is nothing to serve here, or no place for this worker.
+fn tell_end(database: u32, has_no_place: bool) {
     let _ = shmem::with_server(|server, now| {
         let free = server.requests.iter_mut().find(|r| r.database == 0 || r.until_us <= now.mono_us);
         if let Some(request) = free {
-            *request = Request { database, keep_away: false, until_us: now.mono_us + 10_000_000 };
+            let until_us = now.mono_us + 10_000_000;
+            *request = Request { database, keep_away: false, has_no_place, until_us };
         }
     });
 }
 
-/// One round over the queues; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds,
-/// -1 for ever.
-fn round(
-    database: u32,
-    next_us: i64,
-    turns: &mut Turns,
-    failing: &mut HashMap<u32, Delay>,
-    expiring: &mut expiry::Expiring,
-) -> i64 {
-    let mut next_us = next_us;
-    let mut from = 0;
-    let mut to_flush: Vec<(QueueRef, u32)> = Vec::new();
-    let mut to_notify: Vec<(QueueRef, u32)> = Vec::new();
-    while from != NIL {
-        let Ok((tick, next)) = shmem::with_arena(|arena, now, fx| arena.tick(database, from, now, fx)) else {
-            break;
+/// What the worker remembers from one round over the queues to the next.
+#[derive(Default)]
+struct Rounds {
+    /// The record of the first queue that the last round had no time for.
+    place: u32,
+    turns: Turns,
+    /// Queues that could not be loaded.
+    failing: HashMap<u32, Delay>,
+    expiring: expiry::Expiring,
+    sweeps: leases::Sweeps,
+}
+
+impl Rounds {
+    /// Forgets queues that the dispatcher does not know any more.
+    fn forget_gone(&mut self, database: u32) {
+        let is_here = |relation: &u32| {
+            shmem::with_arena(|arena, _, _| arena.queue_find(database, *relation).is_some()).unwrap_or(true)
         };
-        from = next;
-        if let Some(tick) = tick {
-            next_us = next_us.min(tick.next_us);
-            if tick.load || tick.scan || tick.exhausted > 0 {
-                next_us = next_us.min(serve(database, &tick, turns, failing));
+        self.turns.retain(|relation, _| is_here(relation));
+        self.failing.retain(|relation, _| is_here(relation));
+        self.expiring.retain(is_here);
+        self.sweeps.retain(is_here);
+    }
+
+    /// One round; `next_us`: when something else is due. Returns how long nothing is due, in milliseconds, -1 for ever.
+    ///
+    /// It passes by every queue: what becomes ready, and what readers and listeners wait for, is seen to in each round.
+    /// What takes long is done for a turn in all, or until the worker is called for the database's sake; the next round
+    /// begins with the queue for which there was no time.
+    fn round(&mut self, database: u32, next_us: i64) -> i64 {
+        let mut next_us = next_us;
+        let mut to_flush: Vec<(QueueRef, u32)> = Vec::new();
+        let mut to_notify: Vec<(QueueRef, u32)> = Vec::new();
+        let (mut worked_us, mut left_at) = (0, None);
+        let start = std::mem::take(&mut self.place);
+        let (mut from, mut has_wrapped) = (start, start == 0);
+        loop {
+            if from == NIL || has_wrapped && start > 0 && from >= start {
+                if has_wrapped {
+                    break;
+                }
+                (from, has_wrapped) = (0, true);
             }
-            if tick.flush {
-                to_flush.push((tick.queue, tick.relation));
+            let Ok((tick, next, is_called)) = shmem::with_arena(|arena, now, fx| {
+                let (tick, next) = arena.tick(database, from, now, fx);
+                (tick, next, arena.worker_is_called(database))
+            }) else {
+                break;
+            };
+            let here = std::mem::replace(&mut from, next);
+            if let Some(tick) = tick {
+                next_us = next_us.min(tick.next_us);
+                if tick.flush {
+                    to_flush.push((tick.queue, tick.relation));
+                }
+                if tick.notify {
+                    to_notify.push((tick.queue, tick.relation));
+                }
+                let is_over = left_at.is_some() || worked_us > 0 && (is_called || worked_us > TURN_US);
+                if is_over && self.is_asked(&tick) {
+                    left_at.get_or_insert(here);
+                    if tick.is_new {
+                        let _ = shmem::with_arena(|arena, _, _| arena.queue_look_again(tick.queue));
+                    }
+                } else if self.is_asked(&tick) {
+                    let begun_us = clock::now().mono_us;
+                    next_us = next_us.min(self.work(database, &tick));
+                    worked_us += (clock::now().mono_us - begun_us).max(1);
+                } else {
+                    self.turns.remove(&tick.relation);
+                }
             }
-            if tick.notify {
-                to_notify.push((tick.queue, tick.relation));
-            }
-            if tick.expire {
-                expiring.expire(database, &tick);
-            }
-            if (tick.sweep || tick.is_new) && !leases::sweep(database, &tick) {
-                next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
-            }
-            if tick.is_new && !(raise_identity(database, &tick) & enable_triggers(database, &tick)) {
-                // Somebody holds a lock on it, the one who made it perhaps: later.
-                let _ = shmem::with_arena(|arena, _, _| arena.queue_look_again(tick.queue));
-                next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
-            }
+            pgrx::check_for_interrupts!();
         }
-        pgrx::check_for_interrupts!();
+        if !to_flush.is_empty() {
+            leases::flush(database, &to_flush);
+        }
+        if !to_notify.is_empty() {
+            notify::notify(&to_notify);
+        }
+        if let Some(place) = left_at {
+            self.place = place;
+            return 0; // still awake
+        }
+        let now_us = clock::now().mono_us;
+        let until_us =
+            shmem::with_arena(|arena, _, _| arena.worker_sleep(database, next_us)).unwrap_or(NEVER_US);
+        match until_us {
+            NEVER_US => -1,
+            until_us => until_us.saturating_sub(now_us).clamp(0, 3_600_000_000).div_euclid(1_000) + 1,
+        }
     }
-    if !to_flush.is_empty() {
-        leases::flush(database, &to_flush);
+
+    /// Whether a queue asks for what may take long.
+    fn is_asked(&self, tick: &Tick) -> bool {
+        tick.load
+            || tick.scan
+            || tick.exhausted > 0
+            || tick.expire
+            || tick.sweep
+            || tick.is_new
+            || self.sweeps.is_under_way(tick.relation)
     }
-    if !to_notify.is_empty() {
-        notify::notify(&to_notify);
-    }
-    let now_us = clock::now().mono_us;
-    let until_us = shmem::with_arena(|arena, _, _| arena.worker_sleep(database, next_us)).unwrap_or(NEVER_US);
-    match until_us {
-        NEVER_US => -1,
-        until_us => until_us.saturating_sub(now_us).clamp(0, 3_600_000_000).div_euclid(1_000) + 1,
+
+    /// Does that. Returns when the queue must be looked at again.
+    fn work(&mut self, database: u32, tick: &Tick) -> i64 {
+        let mut next_us = serve(database, tick, &mut self.turns, &mut self.failing);
+        if tick.expire {
+            self.expiring.expire(database, tick);
+        }
+        if tick.sweep || tick.is_new || self.sweeps.is_under_way(tick.relation) {
+            next_us = next_us.min(self.sweeps.sweep(database, tick));
+        }
+        if tick.is_new && !(raise_identity(database, tick) & enable_triggers(database, tick)) {
+            // Somebody holds a lock on it, the one who made it perhaps: later.
+            let _ = shmem::with_arena(|arena, _, _| arena.queue_look_again(tick.queue));
+            next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
+        }
+        next_us
     }
 }
 
@@ -366,7 +446,7 @@ pub enum Opened {
 
 /// Locks a table of the catalog without waiting. Who changes the extension may want a queue's table next, which we
 /// have locked.
-fn try_lock_catalog(name: &str, mode: u32) -> bool {
+pub fn try_lock_catalog(name: &str, mode: u32) -> bool {
     let catalog = user::schema(c"queue_catalog").and_then(|schema| user::relation(schema, name));
     catalog.is_some_and(|catalog| table::try_lock(catalog, mode))
 }
@@ -387,11 +467,7 @@ pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
         Ok(queue) if queue.relation == tick.relation => Ok(Opened::Yes(queue)),
         Ok(_) => Ok(Opened::Locked), // renamed a moment ago
         Err(crate::Error::QueueUnknown { .. }) => {
-            let most = queue_dispatch::CHUNK_MAX;
-            while matches!(
-                shmem::with_arena(|arena, _, fx| arena.queue_detach(database, tick.relation, most, fx)),
-                Ok(false)
-            ) {}
+            super::forget_queue(database, tick.relation);
             Ok(Opened::Gone)
         }
         Err(error) => Err(error),

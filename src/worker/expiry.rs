@@ -9,12 +9,12 @@
 //! than a retention from now, so the oldest row, or the retention itself, says when to look again.
 
 use crate::pg::call::Value;
-use crate::pg::table::{self, Deleted, RowExclusiveLock, Snapshot, Table};
+use crate::pg::table::{self, AccessShareLock, Deleted, RowExclusiveLock, Snapshot, Table};
 use crate::pg::{clock, shmem, spi, user, worker};
 use crate::queue::resolve::{self, Queue};
 use crate::queue::{column, dead_letter, finish, retry};
 use crate::settings::{DAY_US, SECOND_US};
-use crate::worker::database::{open, Opened};
+use crate::worker::database::{open, try_lock_catalog, Opened};
 use crate::worker::delay::{Delay, FAILED_US};
 use crate::worker::{avoid, TURN_US};
 use pgrx::pg_sys;
@@ -48,6 +48,9 @@ struct Left {
     failed: usize,
     /// After too many of them nothing is tried for a while.
     pause: Delay,
+    /// When the earliest of those expired that were seen and are there still, wall clock: the walk begins there, not with
+    /// all the dead entries of its index before.
+    from_us: i64,
 }
 
 /// What a transaction did.
@@ -56,13 +59,21 @@ struct Done {
     left: HashMap<i64, Delay>,
     /// When the next one expires, wall clock; `None`: there are more that have expired.
     next_us: Option<i64>,
+    /// When the earliest expired that it has seen and not moved, wall clock.
+    from_us: i64,
 }
 
 impl Expiring {
+    /// Forgets those of other tables.
+    pub fn retain(&mut self, is_here: impl Fn(&u32) -> bool) {
+        self.0.retain(|relation, _| is_here(relation));
+    }
+
     /// Expires messages of a queue. When the next one is due is told to the dispatcher.
     pub fn expire(&mut self, database: u32, tick: &Tick) {
-        let _ = shmem::with_arena(|arena, _, _| arena.expiry_begin(tick.queue));
+        let known_us = shmem::with_arena(|arena, _, _| arena.expiry_begin(tick.queue)).unwrap_or(i64::MIN);
         let left = self.0.entry(tick.relation).or_insert_with(Left::nothing);
+        left.from_us = left.from_us.min(known_us);
         let next_us = left.expire(database, tick);
         if left.is_nothing() {
             self.0.remove(&tick.relation);
@@ -78,11 +89,15 @@ fn wall_us(now: Now, mono_us: i64) -> i64 {
 
 impl Left {
     fn nothing() -> Left {
-        Left { messages: HashMap::new(), most: MOVE_MAX, failed: 0, pause: Delay::default() }
+        Left { messages: HashMap::new(), most: MOVE_MAX, failed: 0, pause: Delay::default(), from_us: NEVER_US }
     }
 
     fn is_nothing(&self) -> bool {
-        self.messages.is_empty() && self.most == MOVE_MAX && self.failed == 0 && self.pause.pause_us == 0
+        self.messages.is_empty()
+            && self.most == MOVE_MAX
+            && self.failed == 0
+            && self.pause.pause_us == 0
+            && self.from_us == NEVER_US
     }
 
     /// Returns when to go on, wall clock.
@@ -96,7 +111,7 @@ impl Left {
             Opened::Yes(queue) if dead_letter::try_lock_target(&queue) => {
                 self.expire_some(&queue, &at).map(Some)
             }
-            Opened::Gone => Ok(Some(Done { left: HashMap::new(), next_us: Some(NEVER_US) })),
+            Opened::Gone => Ok(Some(Done { left: HashMap::new(), next_us: Some(NEVER_US), from_us: NEVER_US })),
             Opened::Yes(_) | Opened::Locked => Ok(None),
         });
         let now = clock::now();
@@ -109,6 +124,7 @@ impl Left {
 
     fn done(&mut self, done: Done, now: Now) -> i64 {
         self.most = (2 * self.most).min(MOVE_MAX);
+        self.from_us = done.from_us;
         let Some(next_us) = done.next_us else {
             self.messages.extend(done.left);
             return now.wall_us;
@@ -139,12 +155,13 @@ impl Left {
 
     /// `at` is where it is, for whom it fails.
     fn expire_some(&self, queue: &Queue, at: &Cell<Option<i64>>) -> crate::Result<Done> {
-        let mut done = Done { left: HashMap::new(), next_us: Some(NEVER_US) };
+        let mut done = Done { left: HashMap::new(), next_us: Some(NEVER_US), from_us: NEVER_US };
         let Some(table) = Table::open(queue.relation, None) else { return Ok(done) };
         let snapshot = Snapshot::latest();
         let now = clock::now();
-        let mut walk = table.walk_times(queue.expiry, i64::MIN, NEVER_US - 1, &snapshot);
-        let mut ids = Vec::new();
+        let mut walk = table.walk_times(queue.expiry, self.from_us.saturating_sub(1), NEVER_US - 1, &snapshot);
+        // What is to be moved, and when that expired.
+        let (mut ids, mut times) = (Vec::new(), HashMap::new());
         while let Some(record) = walk.next() {
             let (Some(msg_id), Some(at_us)) =
                 (record.value(column::MSG_ID).i64(), record.value(column::EXPIRES_AT).time_us())
@@ -157,6 +174,7 @@ impl Left {
             }
             if let Some(delay) = self.messages.get(&msg_id).filter(|delay| delay.until_us > now.mono_us) {
                 done.left.insert(msg_id, *delay);
+                done.from_us = done.from_us.min(at_us);
                 if done.left.len() == WAITING_MAX {
                     break;
                 }
@@ -164,9 +182,11 @@ impl Left {
             }
             if ids.len() == self.most {
                 done.next_us = None;
+                done.from_us = done.from_us.min(at_us);
                 break;
             }
             ids.push(msg_id);
+            times.insert(msg_id, at_us);
         }
         walk.end();
         let until_us = clock::now().mono_us + TURN_US;
@@ -175,6 +195,8 @@ impl Left {
         for chunk in ids.chunks(CHUNK_MAX) {
             let buried = bury_expired(queue, &table, chunk, &snapshot, until_us, at)?;
             tried += buried.tried;
+            let left_us = buried.left.iter().filter_map(|msg_id| times.get(msg_id).copied()).min();
+            done.from_us = done.from_us.min(left_us.unwrap_or(NEVER_US));
             done.left.extend(buried.left.into_iter().map(|msg_id| (msg_id, again)));
             if buried.tried < chunk.len() {
                 break;
@@ -185,6 +207,9 @@ impl Left {
         snapshot.done();
         if tried < ids.len() {
             done.next_us = None;
+            // They are in the order of their times.
+            done.from_us =
+                done.from_us.min(ids.get(tried).and_then(|id| times.get(id).copied()).unwrap_or(i64::MIN));
         }
         if tried > 1 {
             at.set(None); // should the commit fail, it is not known for which
@@ -274,15 +299,18 @@ impl Archives {
     /// Reads the settings anew. False: it could not.
     pub fn look(&mut self) -> bool {
         let found = worker::transaction("looking at archives", || {
+            if !try_lock_catalog("queue", AccessShareLock) {
+                return Ok(None);
+            }
             let outcome = spi::look(
                 "SELECT queue::pg_catalog.oid, archive::pg_catalog.oid, archive_retention FROM queue_catalog.queue \
                  WHERE archive_retention OPERATOR(pg_catalog.>) '0'::pg_catalog.interval",
                 &[],
                 &[],
             );
-            Ok(outcome.rows.iter().filter_map(|row| archive_of(row)).collect::<Vec<_>>())
+            Ok(Some(outcome.rows.iter().filter_map(|row| archive_of(row)).collect::<Vec<_>>()))
         });
-        let Some(mut found) = found else { return false };
+        let Some(mut found) = found.flatten() else { return false };
         // Those that failed wait on, whatever the worker is called for.
         for failed in self.0.drain(..).filter(|known| known.delay.pause_us > 0) {
             if let Some(archive) = found.iter_mut().find(|archive| archive.archive == failed.archive) {
@@ -313,11 +341,16 @@ impl Archives {
 }
 
 fn archive_of(row: &[Value]) -> Option<Archive> {
-    let (_, days, us) = row[2].interval()?;
+    // None that queue_alter makes: written by hand, or restored. How long a month is, is not said; nothing goes.
+    let (months, days, us) = row[2].interval()?;
+    let retention_us = i64::from(days) * DAY_US + us;
+    if months != 0 || retention_us <= 0 {
+        return None;
+    }
     Some(Archive {
         queue: row[0].get::<pg_sys::Oid>()?.into(),
         archive: row[1].get::<pg_sys::Oid>()?.into(),
-        retention_us: i64::from(days) * DAY_US + us,
+        retention_us,
         next_us: i64::MIN,
         delay: Delay::default(),
     })

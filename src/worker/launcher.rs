@@ -13,6 +13,7 @@
 //!             an earlier launcher's worker    -> adopted
 //!   running,  it ends, and had nothing to     -> idle; due, if we were told to look meanwhile: it may have looked
 //!   adopted   serve                              too early
+//!             it ends, for want of a place    -> crowded
 //!             it ends, somebody keeps it      -> away; due, if we were told to look meanwhile: he has let go of it
 //!             another took its place          -> adopted
 //!             it ends otherwise               -> back-off
@@ -22,6 +23,8 @@
 //!             are told to look
 //!   refused   after a while; at once when a   -> due
 //!             worker ends or we are told to look
+//!   crowded   the same; the end of another      -> due
+//!             that was crowded does not count
 //! ```
 //!
 //! A database begins as due when it is listed: it takes connections and is no template. In whatever state, one that
@@ -34,6 +37,7 @@
 //! worker that served for more than a minute (or adopted, or with nothing to serve), and where a process may have
 //! become free.
 
+use crate::pg::shmem::Request;
 use crate::pg::{clock, latch, shmem, worker};
 use std::collections::HashMap;
 
@@ -52,6 +56,8 @@ struct Known {
     is_idle: bool,
     /// There was no process for its worker.
     is_refused: bool,
+    /// There was no place for it among the databases.
+    is_crowded: bool,
     /// We were told to look while its worker was at it.
     look_again: bool,
     /// Its worker was started by a launcher that has died.
@@ -94,11 +100,10 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
         return 1_000;
     };
     let now_us = clock::now().mono_us;
-    let has_ended = known.len() > databases.len()
-        || known.iter().any(|(oid, k)| match &k.worker {
-            Some(started) => started.has_ended(),
-            None => k.is_adopted && !super::has_worker(*oid),
-        });
+    let ended: Vec<u32> = known.iter().filter(|(oid, k)| has_ended(**oid, k)).map(|(oid, _)| *oid).collect();
+    let is_one_gone = known.len() > databases.len();
+    let has_ended = is_one_gone || !ended.is_empty();
+    let is_place_free = is_one_gone || ended.iter().any(|oid| !is_noted(*oid, |note| note.has_no_place));
     known.retain(|oid, _| {
         let is_listed = databases.contains(oid);
         if !is_listed {
@@ -115,6 +120,7 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
             backoff_us: BACKOFF_US,
             is_idle: false,
             is_refused: false,
+            is_crowded: false,
             look_again: false,
             is_adopted: false,
         });
@@ -137,8 +143,8 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
             entry.is_idle = false;
             entry.next_us = 0; // its end may have been noted just after the database was released
         }
-        if entry.is_refused && (was_told || has_ended) {
-            // A process may be free now.
+        if entry.is_refused && (was_told || has_ended) || entry.is_crowded && (was_told || is_place_free) {
+            // A process, or a place, may be free now.
             entry.next_us = 0;
             entry.backoff_us = BACKOFF_US;
         }
@@ -155,6 +161,7 @@ fn look(known: &mut HashMap<u32, Known>) -> i64 {
             continue;
         }
         let name = format!("pg_queue worker for database {oid}");
+        forget_notes(oid); // of earlier ones: they may have ended unseen
         entry.worker = worker::start(&name, "pg_queue worker", "pg_queue_database_main", oid);
         entry.started_us = now_us;
         let was_refused = std::mem::replace(&mut entry.is_refused, entry.worker.is_none());
@@ -181,14 +188,48 @@ fn back_off(entry: &mut Known, now_us: i64) {
     entry.backoff_us = (entry.backoff_us * 2).min(BACKOFF_MAX_US);
 }
 
-/// A worker has ended: because there is nothing to serve, because somebody needs the database, or in an error.
-fn note_end(oid: u32, entry: &mut Known, now_us: i64) {
-    let had_nothing = shmem::with_server(|server, _| {
-        let found = server.requests.iter_mut().find(|r| r.database == oid && !r.keep_away);
-        found.map(|request| request.database = 0).is_some()
+fn has_ended(oid: u32, known: &Known) -> bool {
+    match &known.worker {
+        Some(started) => started.has_ended(),
+        None => known.is_adopted && !super::has_worker(oid),
+    }
+}
+
+/// Whether a worker of this database has left a note that is one of those.
+fn is_noted(oid: u32, is_one: impl Fn(&Request) -> bool) -> bool {
+    shmem::with_server(|server, now| {
+        let mut notes = server.requests.iter().filter(|r| r.database == oid && !r.keep_away);
+        notes.any(|note| note.until_us > now.mono_us && is_one(note))
+    })
+    .unwrap_or(false)
+}
+
+fn forget_notes(oid: u32) {
+    let _ = shmem::with_server(|server, _| {
+        for note in server.requests.iter_mut().filter(|r| r.database == oid && !r.keep_away) {
+            *note = Request::NONE;
+        }
     });
+}
+
+/// A worker has ended: because there is nothing to serve or no place for it, because somebody needs the database, or in
+/// an error.
+fn note_end(oid: u32, entry: &mut Known, now_us: i64) {
+    let has_no_place = is_noted(oid, |note| note.has_no_place);
+    let had_nothing = is_noted(oid, |note| !note.has_no_place);
+    forget_notes(oid);
+    let was_crowded = std::mem::replace(&mut entry.is_crowded, has_no_place);
     let look_again = std::mem::take(&mut entry.look_again);
-    if matches!(had_nothing, Ok(true)) {
+    if has_no_place {
+        // Said once, however often it is tried.
+        if !was_crowded {
+            pgrx::log!("pg_queue: no place for database {oid} and its worker; raise pg_queue.max_databases");
+        }
+        if look_again {
+            entry.backoff_us = BACKOFF_US;
+        }
+        back_off(entry, now_us);
+    } else if had_nothing {
         entry.is_idle = !look_again;
         entry.backoff_us = BACKOFF_US;
     } else if super::is_kept_away(oid) || look_again {

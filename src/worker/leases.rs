@@ -8,18 +8,21 @@
 //! meanwhile leaves a stale row, which does no harm.
 
 use crate::pg::call::Value;
-use crate::pg::table::{AccessShareLock, Snapshot, Table};
+use crate::pg::table::{AccessShareLock, RowExclusiveLock, Snapshot, Table};
 use crate::pg::{clock, latch, shmem, spi, user, worker};
 use crate::queue::resolve::Queue;
 use crate::queue::{lease, row_of};
 use crate::settings;
-use crate::worker::database::{open, Opened};
+use crate::worker::database::{open, try_lock_catalog, Opened, LOOK_AGAIN_US};
+use crate::worker::TURN_US;
 use pgrx::pg_sys;
-use queue_dispatch::{LeaseRow, LeaseWalk, Now, QueueRef, RowFate, Tick, Written, CHUNK_MAX};
-use std::collections::HashMap;
+use queue_dispatch::{LeaseRow, LeaseWalk, Now, QueueRef, RowFate, Tick, Written, CHUNK_MAX, NEVER_US};
+use std::collections::hash_map::{Entry, HashMap};
 
 /// Most leases that one transaction writes.
 const WRITE_MAX: usize = 1_000;
+/// Rows that are swept at a time.
+const SWEEP_MAX: usize = 1_000;
 /// What failed is tried again after this long, microseconds.
 const AGAIN_US: i64 = 1_000_000;
 
@@ -90,22 +93,27 @@ fn write(database: u32, batch: &mut Vec<Due>, interval_us: i64) {
     }
     crate::wait_point!("lease-write");
     let done = worker::transaction("writing leases", || {
-        crate::if_broken!(skip_lease_flush, { return Ok(()) });
-        upsert(&due, clock::now());
-        Ok(())
+        crate::if_broken!(skip_lease_flush, { return Ok(true) });
+        // Not now: somebody changes the extension.
+        let is_locked = try_lock_catalog("lease", RowExclusiveLock);
+        if is_locked {
+            upsert(&due, clock::now());
+        }
+        Ok(is_locked)
     });
+    let is_done = done == Some(true);
     for chunk in due.chunks(CHUNK_MAX) {
         let _ = shmem::with_arena(|arena, now, fx| {
             for one in chunk {
                 let written = if one.is_open { Written::Count } else { Written::Whole };
-                match done {
-                    Some(()) => arena.lease_written(one.at, &one.row, written, fx),
-                    None => arena.flush_again(one.at, now.mono_us.saturating_add(AGAIN_US), fx),
+                match is_done {
+                    true => arena.lease_written(one.at, &one.row, written, fx),
+                    false => arena.flush_again(one.at, now.mono_us.saturating_add(AGAIN_US), fx),
                 }
             }
         });
     }
-    if done.is_some() {
+    if is_done {
         let _ = shmem::with_arena(|arena, _, fx| arena.written_wake(database, fx));
     }
 }
@@ -146,76 +154,148 @@ fn upsert(due: &[Due], now: Now) {
     );
 }
 
+/// Sweeps that are under way, by table.
+#[derive(Default)]
+pub struct Sweeps(HashMap<u32, Sweep>);
+
+/// One of them.
+struct Sweep {
+    /// The message to go on behind.
+    after: i64,
+    /// Counts are to be corrected, too.
+    is_recounted: bool,
+}
+
+impl Sweeps {
+    /// Whether one of this table is.
+    pub fn is_under_way(&self, relation: u32) -> bool {
+        self.0.contains_key(&relation)
+    }
+
+    /// Forgets those of other tables.
+    pub fn retain(&mut self, is_here: impl Fn(&u32) -> bool) {
+        self.0.retain(|relation, _| is_here(relation));
+    }
+
+    /// Goes on with a queue's sweep, for a turn, or begins one. Returns when to come again.
+    pub fn sweep(&mut self, database: u32, tick: &Tick) -> i64 {
+        let sweep = match self.0.entry(tick.relation) {
+            Entry::Occupied(known) => {
+                if tick.is_new {
+                    // What is behind us, too, once this one is done.
+                    let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
+                }
+                known.into_mut()
+            }
+            Entry::Vacant(place) => {
+                // What becomes stale from here on asks for another.
+                let is_recounted = shmem::with_arena(|arena, _, _| arena.sweep_begin(tick.queue));
+                let is_recounted = is_recounted.unwrap_or(false) || tick.is_new;
+                place.insert(Sweep { after: i64::MIN, is_recounted })
+            }
+        };
+        match sweep_some(database, tick, sweep) {
+            Some(Some(true)) => {
+                self.0.remove(&tick.relation);
+                NEVER_US
+            }
+            Some(Some(false)) => clock::now().mono_us, // after the others' turns
+            failed => {
+                self.0.remove(&tick.relation);
+                let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
+                if failed.is_some() {
+                    clock::now().mono_us + LOOK_AGAIN_US
+                } else {
+                    NEVER_US
+                }
+            }
+        }
+    }
+}
+
 /// Deletes the rows of a queue that are not needed any more: of messages that are gone or whose own rows know of the
-/// delivery. What only the dispatcher knows, it is asked. False: somebody holds a lock on the table; later.
-pub fn sweep(database: u32, tick: &Tick) -> bool {
-    let is_recounted =
-        shmem::with_arena(|arena, _, _| arena.sweep_begin(tick.queue)).unwrap_or(false) || tick.is_new;
+/// delivery. What only the dispatcher knows, it is asked. True: these were the last; `Some(None)`: somebody holds a lock
+/// on the table; `None`: it failed.
+fn sweep_some(database: u32, tick: &Tick, sweep: &mut Sweep) -> Option<Option<bool>> {
+    let (mut after, is_recounted) = (sweep.after, sweep.is_recounted);
     let done = worker::transaction("sweeping leases", || {
         let queue = match open(database, tick, AccessShareLock)? {
             Opened::Yes(queue) => queue,
-            Opened::Gone => return Ok(true),
-            Opened::Locked => return Ok(false),
+            Opened::Gone => return Ok(Some(true)),
+            Opened::Locked => return Ok(None),
         };
-        delete_stale(&queue)?;
-        if is_recounted {
-            recount(&queue, tick.queue)?;
+        if !try_lock_catalog("lease", RowExclusiveLock) {
+            return Ok(None);
         }
-        Ok(true)
+        let until_us = clock::now().mono_us + TURN_US;
+        loop {
+            let rows = spi::in_passing(|| written(&queue, after));
+            if !rows.is_empty() {
+                let kept = spi::in_passing(|| delete_stale(&queue, &rows))?;
+                if is_recounted {
+                    spi::in_passing(|| recount(&queue, tick.queue, &kept))?;
+                }
+            }
+            match rows.last() {
+                Some((msg_id, ..)) if rows.len() == SWEEP_MAX => after = *msg_id,
+                _ => return Ok(Some(true)),
+            }
+            if clock::now().mono_us > until_us {
+                return Ok(Some(false));
+            }
+            pgrx::check_for_interrupts!();
+        }
     });
-    if done != Some(true) {
-        let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
-    }
-    done != Some(false)
+    sweep.after = after;
+    done
 }
 
-/// What is written of a queue's leases: message, count and beginning.
-fn written(queue: &Queue) -> Vec<(i64, i32, i64)> {
+/// What is written of a lease: message, count and beginning.
+type WrittenRow = (i64, i32, i64);
+
+/// Of a queue's leases the next ones, in the order of their messages.
+fn written(queue: &Queue, after: i64) -> Vec<WrittenRow> {
     let outcome = spi::run(
-        "SELECT msg_id, delivery_count, leased_at FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1",
-        &[pg_sys::OIDOID.into()],
-        &[Value::of(pg_sys::Oid::from(queue.relation))],
+        "SELECT msg_id, delivery_count, leased_at FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
+         AND msg_id OPERATOR(pg_catalog.>) $2 ORDER BY msg_id LIMIT $3",
+        &[pg_sys::OIDOID.into(), pg_sys::INT8OID.into(), pg_sys::INT8OID.into()],
+        &[Value::of(pg_sys::Oid::from(queue.relation)), Value::of(after), Value::of(SWEEP_MAX as i64)],
     );
     let columns = |row: &Vec<Value>| Some((row[0].i64()?, row[1].get::<i32>()?, row[2].time_us()?));
     outcome.rows.iter().filter_map(columns).collect()
 }
 
-/// The queue's table is not named in a statement: planning one runs functions of its owner's, with the rights of
-/// whoever plans.
-fn delete_stale(queue: &Queue) -> crate::Result<()> {
-    let rows = written(queue);
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let Some(table) = Table::open(queue.relation, None) else { return Ok(()) };
+/// Returns those that are not stale. The queue's table is not named in a statement: planning one runs functions of its
+/// owner's, with the rights of whoever plans.
+fn delete_stale(queue: &Queue, rows: &[WrittenRow]) -> crate::Result<Vec<WrittenRow>> {
+    let Some(table) = Table::open(queue.relation, None) else { return Ok(Vec::new()) };
     let snapshot = Snapshot::latest();
-    let mut stale = Vec::new();
-    stale.try_reserve_exact(rows.len()).map_err(|_| crate::Error::Memory)?;
     let is_unlogged = user::is_unlogged(queue.relation);
-    for (msg_id, count, leased_at_us) in rows {
-        let message = table.lookup(queue.key, msg_id, &snapshot);
-        if message.is_none_or(|message| {
-            i64::from(row_of(&message).count) >= i64::from(count)
-                || is_unlogged && lease::is_of_an_earlier_message(leased_at_us, &message)
-        }) {
-            stale.push(Value::of(msg_id));
-        }
-    }
+    let (stale, kept): (Vec<WrittenRow>, Vec<WrittenRow>) =
+        rows.iter().partition(|(msg_id, count, leased_at_us)| {
+            let message = table.lookup(queue.key, *msg_id, &snapshot);
+            message.is_none_or(|message| {
+                i64::from(row_of(&message).count) >= i64::from(*count)
+                    || is_unlogged && lease::is_of_an_earlier_message(*leased_at_us, &message)
+            })
+        });
     snapshot.done();
     table.close(None, true);
-    spi::run(
-        "DELETE FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
-         AND msg_id OPERATOR(pg_catalog.=) ANY ($2)",
-        &[pg_sys::OIDOID.into(), pg_sys::INT8ARRAYOID.into()],
-        &[Value::of(pg_sys::Oid::from(queue.relation)), Value::array(pg_sys::INT8OID.into(), &stale)],
-    );
-    Ok(())
+    let stale: Vec<Value> = stale.iter().map(|(msg_id, ..)| Value::of(*msg_id)).collect();
+    if !stale.is_empty() {
+        spi::run(
+            "DELETE FROM queue_catalog.lease WHERE queue OPERATOR(pg_catalog.=) $1 \
+             AND msg_id OPERATOR(pg_catalog.=) ANY ($2)",
+            &[pg_sys::OIDOID.into(), pg_sys::INT8ARRAYOID.into()],
+            &[Value::of(pg_sys::Oid::from(queue.relation)), Value::array(pg_sys::INT8OID.into(), &stale)],
+        );
+    }
+    Ok(kept)
 }
 
 /// Corrects rows of deliveries that were given back and do not count.
-fn recount(queue: &Queue, at: QueueRef) -> crate::Result<()> {
+fn recount(queue: &Queue, at: QueueRef, rows: &[WrittenRow]) -> crate::Result<()> {
     let relation = Value::of(pg_sys::Oid::from(queue.relation));
-    let rows = written(queue);
     let mut fates = Vec::new();
     for chunk in rows.chunks(CHUNK_MAX) {
         fates.reserve(chunk.len());

@@ -8,13 +8,13 @@
 //!   launcher --- for each connectable database that is no template ---> worker
 //!     the extension is not there: it says so and ends (it was a probe)
 //!     it is: serves the database, until
-//!       - the extension is dropped, pg_queue.worker_enabled is off, or there is no room for another database: says so
-//!         and ends
+//!       - the extension is dropped, pg_queue.worker_enabled is off, or there is no room for another database: says which
+//!         of them and ends
 //!       - somebody needs the database for himself, or it became a template, or another worker took its place: ends
 //!       - it is terminated, or its connection fails: ends with an error. An error in a piece of work ends nothing:
 //!         it is logged, and the work is tried again
-//!       - what an owner has put on a table takes too long and does not let itself be cancelled: ends with an error, and
-//!         the next one keeps away from that table for a while
+//!       - what an owner has put on a table takes too long and does not let itself be cancelled, or ends it: ends with an
+//!         error, and the next one keeps away from that table for a while
 //!   worker ends -------------------------------------------> launcher looks
 //!   CREATE/DROP EXTENSION, CREATE/ALTER DATABASE commit ----> launcher looks, and every worker
 //!   DROP DATABASE, ... TEMPLATE, RENAME, SET TABLESPACE ----> worker ends first; none is started until it is over (or
@@ -114,7 +114,7 @@ pub fn database_wanted(database: u32) {
         match free {
             Some(request) => {
                 let until_us = now.mono_us.saturating_add(KEEP_AWAY_US);
-                *request = Request { database, keep_away: true, until_us };
+                *request = Request { database, keep_away: true, has_no_place: false, until_us };
                 true
             }
             None => false,
@@ -142,7 +142,7 @@ pub fn database_released(database: u32, is_dropped: bool) {
     let _ = shmem::with_server(|server, _| {
         for request in &mut server.requests {
             if request.database == database {
-                *request = Request { database: 0, keep_away: false, until_us: 0 };
+                *request = Request::NONE;
             }
         }
     });
@@ -153,12 +153,36 @@ pub fn database_released(database: u32, is_dropped: bool) {
 }
 
 /// Frees what the dispatcher holds for a database.
-pub fn forget_database(database: u32) {
-    let most = queue_dispatch::CHUNK_MAX;
-    while let Ok(Some(relation)) = shmem::with_arena(|arena, _, _| arena.queue_of_database(database)) {
-        while matches!(shmem::with_arena(|a, _, fx| a.queue_detach(database, relation, most, fx)), Ok(false)) {}
+fn forget_database(database: u32) {
+    while let Ok(Some((relation, _))) = shmem::with_arena(|arena, _, _| arena.queue_of_database(database, 0)) {
+        forget_queue(database, relation);
     }
     let _ = shmem::with_arena(|arena, _, _| arena.worker_forget(database));
+}
+
+/// Frees what the dispatcher holds for a queue.
+fn forget_queue(database: u32, relation: u32) {
+    let most = queue_dispatch::CHUNK_MAX;
+    while matches!(shmem::with_arena(|a, _, fx| a.queue_detach(database, relation, most, fx)), Ok(false)) {}
+}
+
+/// Frees what it holds for tables of this database that are gone, in a transaction. Others may be the queues of an
+/// extension that somebody has just made anew.
+fn forget_queues_gone(database: u32) {
+    let mut from = 0;
+    while let Ok(Some((relation, next))) =
+        shmem::with_arena(|arena, _, _| arena.queue_of_database(database, from))
+    {
+        if user::relation_name(relation).is_none() {
+            forget_queue(database, relation);
+        }
+        from = next;
+    }
+    let _ = shmem::with_arena(|arena, _, _| {
+        if arena.queue_of_database(database, 0).is_none() {
+            arena.worker_forget(database);
+        }
+    });
 }
 
 /// A prepared transaction was committed: its messages are to be found. The worker knows which queue has some; where there

@@ -7,20 +7,61 @@
 
 use crate::error::Error;
 use crate::pg::call::Value;
-use crate::pg::table::{self, AccessShareLock, Snapshot, Table};
-use crate::pg::{shmem, spi, user, worker};
+use crate::pg::table::{self, AccessShareLock, RowExclusiveLock, Snapshot, Table};
+use crate::pg::{clock, shmem, spi, user, worker};
 use crate::queue::column;
 use crate::queue::resolve::{self, Queue};
 use crate::worker::avoid;
+use crate::worker::database::{try_lock_catalog, LOOK_AGAIN_US};
+use crate::worker::delay::{Delay, FAILED_US};
 use pgrx::pg_sys;
 use queue_dispatch::NEVER_US;
 
-/// Attaches those queues of this database. False: some could not be looked at.
-pub fn attach_queues(database: u32) -> bool {
+/// What the worker remembers from one look to the next.
+#[derive(Default)]
+pub struct Survey {
+    /// Of looks that failed.
+    delay: Delay,
+    /// It was said that there are no places left.
+    has_said_full: bool,
+}
+
+/// How a look went, or a part of it; the worst counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Seen {
+    /// All was seen.
+    All,
+    /// Something is locked, or to be kept away from, for now.
+    NotNow,
+    /// Something failed, or there is no place for it.
+    Failed,
+}
+
+impl Survey {
+    /// Attaches those queues of this database. Returns when to look again, because some could not be looked at.
+    pub fn attach_queues(&mut self, database: u32) -> i64 {
+        match attach_queues(database, &mut self.has_said_full) {
+            Seen::All => {
+                *self = Survey::default();
+                NEVER_US
+            }
+            Seen::NotNow => clock::now().mono_us + LOOK_AGAIN_US,
+            Seen::Failed => {
+                self.delay = self.delay.longer(&FAILED_US);
+                self.delay.until_us
+            }
+        }
+    }
+}
+
+fn attach_queues(database: u32, has_said_full: &mut bool) -> Seen {
     let (has_listeners, has_news) =
         shmem::with_arena(|arena, _, _| (arena.has_listeners(database), arena.news_unplaced_taken(database)))
             .unwrap_or_default();
     let found = worker::transaction("looking at queues", || {
+        if !try_lock_catalog("lease", RowExclusiveLock) || !try_lock_catalog("queue", AccessShareLock) {
+            return Ok(None);
+        }
         // Rows of leases whose queue is gone are nobody's any more.
         spi::run(
             "DELETE FROM queue_catalog.lease l WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c \
@@ -38,10 +79,17 @@ pub fn attach_queues(database: u32) -> bool {
             let relation: u32 = row[0].get::<pg_sys::Oid>()?.into();
             Some((relation, has_listeners || row[1].get::<bool>()?))
         });
-        Ok(queues.collect::<Vec<_>>())
+        Ok(Some(queues.collect::<Vec<_>>()))
     });
-    let mut is_all = found.is_some();
-    for (relation, is_wanted) in found.unwrap_or_default() {
+    let mut all = match &found {
+        Some(Some(_)) => Seen::All,
+        Some(None) => Seen::NotNow,
+        None => Seen::Failed,
+    };
+    for (relation, is_wanted) in found.flatten().unwrap_or_default() {
+        if super::is_kept_away(database) {
+            return Seen::NotNow; // for we end now
+        }
         let is_attached = shmem::with_arena(|arena, _, _| arena.queue_find(database, relation).is_some());
         if is_attached.unwrap_or(true) {
             continue;
@@ -50,19 +98,28 @@ pub fn attach_queues(database: u32) -> bool {
         let seen = worker::transaction("looking at a queue", || Ok(attach(relation, is_wanted, has_news)));
         match seen {
             Some(Err(error @ Error::Full { .. })) => {
-                pgrx::log!("pg_queue worker: some queues are not served until they are used: {error:?}");
+                if !std::mem::replace(has_said_full, true) {
+                    let place = worker::place();
+                    pgrx::log!(
+                        "pg_queue worker: some queues are not served until they are used, and there is a place for them: \
+                         {} ({place})",
+                        error.in_a_line()
+                    );
+                }
+                all = Seen::Failed;
                 break;
             }
-            Some(Ok(was_free)) => is_all &= was_free,
-            // Any other error: it is changed or dropped right now, and whoever uses it next attaches it.
-            Some(Err(_)) | None => {}
+            Some(Ok(true)) => {}
+            Some(Ok(false)) => all = all.max(Seen::NotNow),
+            // Any other error: it is changed or dropped right now, or broken. Whoever uses it next attaches it, too.
+            Some(Err(_)) | None => all = Seen::Failed,
         }
         pgrx::check_for_interrupts!();
     }
-    if !is_all && has_news {
+    if all != Seen::All && has_news {
         let _ = shmem::with_arena(|arena, _, _| arena.news_unplaced_again(database));
     }
-    is_all
+    all
 }
 
 /// False: it is locked, or to be kept away from for now.

@@ -286,8 +286,11 @@ fn trigger_of_an_owner_that_never_ends_keeps_no_other_queue() {
         !client.query(sql, &[&worker]).unwrap().is_empty()
     });
     worker_works(&mut client, "honest");
-    shared_cluster()
-        .wait_for_log(from, "moving exhausted messages failed: canceling statement due to statement timeout");
+    let told =
+        "moving exhausted messages failed: what the owner has put on the table took longer than 10 s, and was \
+                cancelled (SQLSTATE 57014, database \"";
+    shared_cluster().wait_for_log(from, told);
+    shared_cluster().wait_for_log(from, &format!("{}\", table queue.mine)", database.name));
     assert_eq!(worker_pid(&database), worker, "it is the same one");
     client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
 }
@@ -325,6 +328,59 @@ fn trigger_of_an_owner_that_calls_the_extension_gets_no_more_time() {
     worker_works(&mut client, "honest");
     assert_eq!(worker_pid(&database), worker, "it is the same one");
     client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
+}
+
+/// As above, but at once: the next worker would die at the same message, and the one after that.
+#[test]
+fn trigger_of_an_owner_that_ends_the_worker_is_kept_away_from() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    let worker = worker_pid(&database);
+    let from = shared_cluster().log().len();
+    trap_worker(
+        &mut client,
+        &database,
+        &mallory,
+        "PERFORM pg_sleep(1), set_config('exit_on_error', 'on', true); RAISE 'out with it';",
+    );
+    shared_cluster().wait_for_log(from, "keeps away from the table for 60 s");
+    wait_until("the next worker is there", || {
+        find_worker(&mut client, &database.name).is_some_and(|next| next != worker)
+    });
+    let next = worker_pid(&database);
+    for _ in 0..3 {
+        worker_works(&mut client, "honest");
+    }
+    assert_eq!(worker_pid(&database), next, "it is the same one");
+    client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
+}
+
+/// The worker's session is nobody's.
+#[test]
+fn advisory_locks_that_a_trigger_takes_in_the_worker_do_not_outlast_the_call() {
+    let database = database_with(&[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    let sql = format!(
+        "SELECT queue_create('honest', max_deliveries => 1);
+         SET ROLE {mallory};
+         CREATE FUNCTION evil.lock() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           PERFORM pg_advisory_lock(4711);
+           IF OLD.msg_id = 1 THEN RAISE 'not this one'; END IF;
+           RETURN OLD;
+         END $$;
+         SELECT queue_create('mine', max_deliveries => 1);
+         CREATE TRIGGER a BEFORE DELETE ON queue.mine FOR EACH ROW EXECUTE FUNCTION evil.lock();
+         SELECT queue_send('mine', '1'), queue_send('mine', '2');
+         SELECT * FROM queue_read('mine', 2, '1 ms');
+         RESET ROLE"
+    );
+    client.batch_execute(&sql).unwrap();
+    wait_until("one has been moved, and the other has not", || rows(&mut client, "mine") == 1);
+    worker_works(&mut client, "honest");
+    let held = client.query("SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711", &[]).unwrap();
+    assert!(held.is_empty());
 }
 
 #[test]

@@ -550,12 +550,14 @@ impl<'a> Arena<'a> {
         true
     }
 
-    /// A queue of this database that is attached, if any: for DROP DATABASE.
-    pub fn queue_of_database(&self, database: u32) -> Option<u32> {
-        self.queues[..self.head.queues_touched as usize]
-            .iter()
-            .find(|q| q.is_attached && !q.is_dying && q.database == database)
-            .map(|q| q.relation)
+    /// A queue of this database, by its table, in record `from` or behind it, and the record behind that.
+    pub fn queue_of_database(&self, database: u32, from: u32) -> Option<(u32, u32)> {
+        (from..self.head.queues_touched)
+            .find(|q| {
+                let queue = &self.queues[*q as usize];
+                queue.is_attached && !queue.is_dying && queue.database == database
+            })
+            .map(|q| (self.queues[q as usize].relation, q + 1))
     }
 
     fn unlink_queue(&mut self, q: u32) {
@@ -783,6 +785,16 @@ impl<'a> Arena<'a> {
                 pid: slot.pid,
             }
         })
+    }
+
+    /// Whether every record of a queue is taken: no other queue can be used.
+    pub fn queues_are_full(&self) -> bool {
+        self.head.queue_free == NIL && self.head.queues_touched as usize == self.queues.len()
+    }
+
+    /// All records of queues.
+    pub fn queues_len(&self) -> u32 {
+        self.queues.len() as u32
     }
 
     /// All slots.

@@ -93,7 +93,8 @@ impl Arena<'_> {
     }
 
     /// The worker ends. Who sleeps counted on it to be woken: one for each queue looks again, and sleeps until what is
-    /// due next. It may end in the midst of what a tick told it to do: the next one is told all of that.
+    /// due next. It may end in the midst of what a tick told it to do: the next one is told all of that. Its place in the
+    /// table of databases is free for another, unless somebody listens here.
     pub fn worker_end(&mut self, oid: u32, fx: &mut Effects) {
         let has_listeners = self.has_listeners(oid);
         if let Some(index) = self.db_find(oid) {
@@ -114,9 +115,13 @@ impl Arena<'_> {
                 }
             }
         }
+        if !has_listeners {
+            self.written_wake(oid, fx); // the place they know may be another's soon
+            self.worker_forget(oid);
+        }
     }
 
-    /// The database is gone, or has no queues any more.
+    /// The database is gone, or has no queues any more, or no worker.
     pub fn worker_forget(&mut self, oid: u32) {
         if let Some(index) = self.db_find(oid) {
             self.dbs[index as usize] = Db::FREE;
@@ -202,6 +207,11 @@ impl Arena<'_> {
         if let Some(db) = self.dbs.get_mut(self.queues[q as usize].db as usize) {
             db.wake_at_us = db.wake_at_us.min(at_us);
         }
+    }
+
+    /// Whether a database's worker was called since its round began: it is to look at the database first.
+    pub fn worker_is_called(&self, oid: u32) -> bool {
+        self.db_find(oid).is_none_or(|index| self.dbs[index as usize].is_called)
     }
 
     /// Wakes a database's worker, for what is not one queue's matter.
@@ -391,9 +401,11 @@ impl Arena<'_> {
     }
 
     /// The worker is about to look for what expires; then it takes a snapshot. What is committed from now on tells.
-    pub fn expiry_begin(&mut self, queue: QueueRef) {
-        if let Some(q) = self.index_of(queue) {
-            self.queues[q as usize].expires_us = NEVER_US;
+    /// Returns what was known: nothing that has not been seen since expires earlier (wall clock).
+    pub fn expiry_begin(&mut self, queue: QueueRef) -> i64 {
+        match self.index_of(queue) {
+            Some(q) => core::mem::replace(&mut self.queues[q as usize].expires_us, NEVER_US),
+            None => i64::MIN,
         }
     }
 

@@ -164,7 +164,7 @@ fn tick_another(m: &mut Many, k: usize) -> (usize, Duration) {
 fn of_database(m: &mut Many, k: usize) -> (usize, Duration) {
     let k = k.min(16);
     let arena = m.memory.arena();
-    let took = time(|| (0..k).for_each(|_| seen(arena.queue_of_database(black_box(ANOTHER_DATABASE)))));
+    let took = time(|| (0..k).for_each(|_| seen(arena.queue_of_database(black_box(ANOTHER_DATABASE), 0))));
     (k, took)
 }
 

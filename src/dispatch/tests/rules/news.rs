@@ -44,6 +44,18 @@ fn expires_at_the_earliest_time_wakes_the_worker_and_the_tick_says_so() {
 }
 
 #[test]
+fn expiry_begin_tells_what_was_known() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    assert_eq!(d.arena().expiry_begin(queue), i64::MIN, "nothing");
+    d.memory.arena().expires_at(queue, WALL_US + 9, now, &mut d.fx);
+    d.memory.arena().expires_at(queue, WALL_US + 7, now, &mut d.fx);
+    d.memory.arena().expires_at(queue, WALL_US + 8, now, &mut d.fx);
+    assert_eq!(d.arena().expiry_begin(queue), WALL_US + 7);
+    assert_eq!(d.arena().expiry_begin(queue), NEVER_US, "that nothing does, until somebody tells");
+}
+
+#[test]
 fn expires_at_without_a_worker_wakes_no_reader() {
     let mut d = Desk::new(16, 2, 8);
     let (queue, now) = (d.queue, d.now);

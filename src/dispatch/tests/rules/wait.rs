@@ -131,6 +131,21 @@ fn worker_that_ends_has_one_of_each_queues_sleepers_look() {
 }
 
 #[test]
+fn worker_that_ends_gives_its_place_back_unless_somebody_listens() {
+    let mut d = Desk::new(32, 2, 16);
+    let free = |d: &mut Desk| (2..).take_while(|oid| d.arena().worker_set(*oid, WORKER + 1)).count();
+    assert!(d.arena().worker_set(DATABASE, WORKER));
+    let others = free(&mut d);
+    d.memory.arena().worker_end(DATABASE, &mut d.fx);
+    assert!(d.arena().worker_set(1_000, WORKER), "after {others} others");
+    assert!(!d.arena().worker_set(DATABASE, WORKER));
+    d.memory.arena().worker_end(1_000, &mut d.fx);
+    assert!(d.arena().listeners_set(DATABASE) && d.arena().worker_set(DATABASE, WORKER));
+    d.memory.arena().worker_end(DATABASE, &mut d.fx);
+    assert!(!d.arena().worker_set(1_000, WORKER) && d.arena().has_listeners(DATABASE));
+}
+
+#[test]
 fn worker_that_ends_leaves_what_it_was_told_to_the_next() {
     let mut d = Desk::new(32, 2, 16);
     assert!(d.arena().worker_set(DATABASE, WORKER));
