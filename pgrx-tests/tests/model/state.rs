@@ -18,10 +18,6 @@ pub const DEAD: usize = 2;
 /// So many transactions may be prepared: each is a session of its own from then on, after the observer's.
 pub const PREPARED: usize = 2;
 
-/// Found by this test, not mended yet: a read that comes across a message that plain SQL has put off gives it to nobody,
-/// and still that transaction can then finish it without a lease no more. Off once that is mended.
-const AVOIDS_FENCE: bool = true;
-
 /// Queue and message id.
 pub type Key = (usize, i64);
 
@@ -56,8 +52,6 @@ pub struct Message {
     /// After so many commits its row was there, and was as it is. `None`: who knows, the worker has put it there.
     pub born_at: Option<u64>,
     pub changed_at: u64,
-    /// Plain SQL has put it off.
-    pub was_put_off: bool,
     /// Not before this, by what is remembered of reads that rolled back: at the earliest, at the latest.
     pub back: (Time, Time),
     /// Reads in a row that rolled back: at least, at most (where a lease had ended before the rollback, it depends
@@ -198,7 +192,6 @@ impl Message {
             row_count: 0,
             born_at: Some(0),
             changed_at: 0,
-            was_put_off: false,
             back: (0, 0),
             returned: (0, 0),
             lease: None,
@@ -311,8 +304,7 @@ impl Model {
             return Fate::Blocks;
         }
         // Whoever named it in vain before it was there keeps it until his transaction ends.
-        let is_fenced = AVOIDS_FENCE && m.was_put_off && lease.is_none() && self.sessions[s].has_read;
-        if is_fenced || self.is_limbo(key) || self.phantoms.iter().any(|(of, _)| *of == key) {
+        if self.is_limbo(key) || self.phantoms.iter().any(|(of, _)| *of == key) {
             Fate::Either
         } else {
             Fate::Yes
@@ -544,7 +536,6 @@ impl Model {
                     m.row = row;
                     m.back.0 = 0; // whoever tracks it looks at the row anew
                     m.is_late = is_late;
-                    m.was_put_off |= m.row.due.is_some_and(|due| due > now);
                     m.changed_at = commits;
                     (m.locked_by, m.draft) = (m.pin, None);
                 }
