@@ -13,6 +13,7 @@ pub mod admin;
 pub mod args;
 pub mod capture;
 pub mod dead_letter;
+mod entries;
 pub mod finish;
 pub mod health;
 pub mod journal;

@@ -182,12 +182,19 @@ mod tests {
 
     #[test]
     fn schedule_rule_tells_cron_from_interval() {
-        for text in
-            ["* * * * *", "0 0 * * * *", "5 4 * * SUN", "1 2", "*/5 x * * *", " 0\t12 1 1 1 ", "0 @daily"]
-        {
+        for text in [
+            "* * * * *",
+            "0 0 * * * *",
+            "5 4 * * SUN",
+            "1 2",
+            "*/5 x * * *",
+            " 0\t12 1 1 1 ",
+            "0 @daily",
+            "@daily",
+        ] {
             assert!(is_cron(text), "{text}");
         }
-        for text in ["5 minutes", "1 day", "00:00:30", "1 day 02:00", "PT5M", "", "banana", "@daily", "90 s"] {
+        for text in ["5 minutes", "1 day", "00:00:30", "1 day 02:00", "PT5M", "", "banana", "90 s"] {
             assert!(!is_cron(text), "{text}");
         }
     }
@@ -224,6 +231,18 @@ mod tests {
                 Problem::Field { name, text: of, .. } => assert_eq!((name, &*of), (wanted, part), "{text}"),
                 other => panic!("{text}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn schedule_rule_takes_names_in_their_own_fields_only() {
+        for text in
+            ["0 9 * MON *", "0 9 * * JAN", "0 9 * * JAN-MAR", "MON 9 * * *", "JAN * * * *", "0 0 FEB * *"]
+        {
+            assert!(matches!(cron(text, Tz::UTC), Err(Problem::Field { .. })), "{text}");
+        }
+        for text in ["0 9 * jan,Mar *", "0 9 * * mon-FRI", "0 9 * * FRIL", "0 9 L * *", "0 9 15W * *"] {
+            assert!(cron(text, Tz::UTC).is_ok(), "{text}");
         }
     }
 

@@ -7,12 +7,10 @@ use crate::pg::call::{Args, Rows, Value};
 use crate::pg::table::{self, Fired, RowExclusiveLock, Table};
 use crate::pg::{clock, shmem, spi, xact};
 use crate::queue::resolve::{self, For, Queue};
-use crate::queue::{args, capture, column, expires_us, journal, row_of};
+use crate::queue::{args, capture, column, entries, expires_us, journal, row_of};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::Row;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use std::cell::Cell;
 
 /// When a message becomes visible, as its row says it: null for at once.
@@ -192,51 +190,25 @@ pub fn send_batch(args: &Args, rows: &mut Rows) -> Result<()> {
     insert(&queue, given, &mut |msg_id| rows.emit([Value::of(msg_id)]))
 }
 
-/// One element of queue_send_entries' argument. The message stays the text it is: numbers keep every digit.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry<'a> {
-    #[serde(borrow)]
-    message: &'a RawValue,
-    #[serde(borrow, default)]
-    headers: Option<&'a RawValue>,
-    #[serde(default)]
-    delay: Option<String>,
-    #[serde(default)]
-    deliver_at: Option<String>,
-    #[serde(default)]
-    priority: Option<i64>,
-    #[serde(default)]
-    group_key: Option<String>,
-    #[serde(default)]
-    dedup_key: Option<String>,
-    #[serde(default)]
-    ttl: Option<String>,
-}
-
 /// `queue_send_entries`: a JSON array of objects with queue_send's argument names.
 pub fn send_entries(args: &Args, rows: &mut Rows) -> Result<()> {
     let name = args::text(args, 0, "queue")?;
     let text = args.value(1).jsonb_text().ok_or(Error::Null { argument: "entries", hint: None })?;
-    let raw: Vec<&RawValue> = serde_json::from_str(&text).map_err(|_| Error::Arguments {
-        message: "argument \"entries\" must be a JSON array".into(),
-        hint: Some("Each element is an object with the argument names of queue_send.".into()),
-    })?;
-    if raw.len() > settings::BATCH_MAX {
-        return Err(Error::argument(
+    let elements = entries::elements(&text, settings::BATCH_MAX).map_err(|problem| match problem {
+        entries::Problem::NoArray => Error::Arguments {
+            message: "argument \"entries\" must be a JSON array".into(),
+            hint: Some("Each element is an object with the argument names of queue_send.".into()),
+        },
+        entries::Problem::TooMany(count) => Error::argument(
             "entries",
-            format!("{} elements", raw.len()),
+            format!("{count} elements"),
             format!("at most {} elements", settings::BATCH_MAX),
-        ));
-    }
+        ),
+    })?;
     let queue = resolve::open(&name, RowExclusiveLock)?;
-    let mut given: Vec<Given> = Vec::with_capacity(raw.len());
-    for (index, raw) in raw.iter().enumerate() {
-        let problem = |problem: String| Error::Entry { index, problem };
-        if !raw.get().starts_with('{') {
-            return Err(problem("it is not an object".into()));
-        }
-        let entry: Entry = serde_json::from_str(raw.get()).map_err(|e| problem(e.to_string()))?;
+    let mut given: Vec<Given> = Vec::with_capacity(elements.len());
+    for (index, element) in elements.into_iter().enumerate() {
+        let entry = entries::entry(element).map_err(|problem| Error::Entry { index, problem })?;
         args::unbuilt(entry.priority.unwrap_or(0) == 0, "priority")?;
         args::unbuilt(entry.group_key.is_none(), "group_key")?;
         args::unbuilt(entry.dedup_key.is_none(), "dedup_key")?;
