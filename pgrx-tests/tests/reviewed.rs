@@ -378,3 +378,37 @@ fn load_that_fails_is_tried_less_and_less_often() {
     let failures = cluster.log().lines().filter(is_failure).count();
     assert!((1..=8).contains(&failures), "{failures} lines");
 }
+
+// ---- What owners do with their tables -------------------------------------------------------------------------
+
+#[test]
+fn messages_that_another_table_refers_to_later_are_moved_all_the_same() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client
+        .batch_execute(
+            "CREATE TABLE public.job (msg_id int8 REFERENCES queue.q ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED); \
+             SELECT queue_send('q', '1', ttl => '10 ms')",
+        )
+        .unwrap();
+    queue_tests::wait_until("it has expired", || rows(&mut client, "q") == 0);
+}
+
+#[test]
+fn list_under_an_old_snapshot_leaves_out_what_was_dropped_since() {
+    let database = database_with(&["gone", "there"]);
+    let (mut client, mut other) = (session(&database), session(&database));
+    client
+        .batch_execute(
+            "CREATE ROLE lists_queues; GRANT SELECT ON queue.there TO lists_queues; \
+             BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE lists_queues",
+        )
+        .unwrap();
+    other.batch_execute("SELECT queue_drop('gone')").unwrap();
+    let listed: Vec<String> =
+        client.query("SELECT queue FROM queue_list()", &[]).unwrap().iter().map(|r| r.get(0)).collect();
+    client
+        .batch_execute("ROLLBACK; REVOKE ALL ON queue.there FROM lists_queues; DROP ROLE lists_queues")
+        .unwrap();
+    assert_eq!(listed, ["there"]);
+}

@@ -286,6 +286,7 @@ pub fn transaction<R>(what: &str, f: impl FnOnce() -> crate::Result<R>) -> Optio
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let body = std::panic::AssertUnwindSafe(|| {
             know_database();
+            fire_at_once();
             let result = f().unwrap_or_else(|error| error.raise());
             pg_sys::PopActiveSnapshot();
             pg_sys::CommitTransactionCommand();
@@ -323,6 +324,17 @@ pub fn report_statistics(is_last: bool) {
     unsafe { pg_sys::pgstat_report_stat(is_last) };
 }
 
+/// Deferred triggers and constraints fire at the end of each statement instead: where an owner's code runs restricted
+/// (which it does in every move), Postgres refuses to put it off.
+fn fire_at_once() {
+    // SAFETY: SET CONSTRAINTS ALL IMMEDIATE, at the beginning of a transaction, in which nothing is deferred yet.
+    unsafe {
+        let mut all = pg_sys::ConstraintsSetStmt::default();
+        all.type_ = pg_sys::NodeTag::T_ConstraintsSetStmt;
+        pg_sys::AfterTriggerSetState(&mut all);
+    }
+}
+
 /// Remembers the database's name, in a transaction.
 fn know_database() {
     let database = super::user::database();
@@ -350,10 +362,7 @@ fn failure(what: &str, report: &pg_sys::panic::ErrorReportWithLevel) -> String {
     if !place.is_empty() {
         line += &format!(", {place}");
     }
-    line.push(')');
-    if let Some(detail) = report.detail() {
-        line += &format!(": {detail}");
-    }
+    line.push(')'); // the detail may hold a message
     line
 }
 

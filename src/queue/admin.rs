@@ -844,7 +844,8 @@ pub fn queue_list(_args: &Args, rows: &mut Rows) -> Result<()> {
     let zero = Value::of_interval_us(0);
     for row in outcome.rows {
         let relation: u32 = row[0].get::<pg_sys::Oid>().map_or(0, Into::into);
-        let is_seen = sees_all || may_use(relation);
+        // Under an old snapshot one may be listed that was dropped meanwhile.
+        let is_seen = user::relation_name(relation).is_some() && (sees_all || may_use(relation));
         if !is_seen {
             continue;
         }

@@ -32,6 +32,10 @@ const TEST_THREADS_ENV: &str = "RUST_TEST_THREADS";
 /// How long what a stage started may still hold its output open after the stage itself has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(5);
 
+/// Tests of queue-tests that run on the newest version of a run only: of the harness itself, whatever the version, and
+/// long ones of crashes, which `crash` tries on each.
+const NEWEST_ONLY: [&str; 3] = ["corpus", "torture", "torture_faults"];
+
 struct Stage {
     name: String,
     tally: Tally,
@@ -65,8 +69,9 @@ pub fn run(versions: Vec<u16>, is_long: bool, filter: Option<String>) -> Result<
     let cargo_pgrx = provision::build_tools()?;
     provision::pgbouncer();
     let mut trees = Vec::new();
+    let newest = versions.iter().copied().max();
     for major in versions {
-        match suite.test_version(major, &cargo_pgrx, &mut stages) {
+        match suite.test_version(major, Some(major) == newest, &cargo_pgrx, &mut stages) {
             Ok(tree) => trees.push(tree),
             Err(error) => {
                 println!("\nerror: PostgreSQL {major}: {error:#}");
@@ -91,7 +96,13 @@ pub fn run(versions: Vec<u16>, is_long: bool, filter: Option<String>) -> Result<
 
 impl Suite<'_> {
     /// Returns the tree, which has the extension in it.
-    fn test_version(&self, major: u16, cargo_pgrx: &Path, stages: &mut Vec<Stage>) -> Result<PgTree> {
+    fn test_version(
+        &self,
+        major: u16,
+        is_newest: bool,
+        cargo_pgrx: &Path,
+        stages: &mut Vec<Stage>,
+    ) -> Result<PgTree> {
         let cached = provision::postgres(major)?;
         let user = ServerUser::detect()?;
         let purpose = major.to_string();
@@ -103,10 +114,14 @@ impl Suite<'_> {
 
         builder.install(false, &["wait_points"])?;
         let mut sessions = Command::new("cargo");
-        sessions
-            .args(["test", "--no-fail-fast", "-p", "queue-tests"])
-            .args(self.filter)
-            .current_dir(repository());
+        sessions.args(["test", "--no-fail-fast", "-p", "queue-tests"]).current_dir(repository());
+        if !is_newest {
+            say(format!("(On the newest version only: {})", NEWEST_ONLY.join(", ")));
+            for name in test_names()?.iter().filter(|name| !NEWEST_ONLY.contains(&name.as_str())) {
+                sessions.args(["--test", name]);
+            }
+        }
+        sessions.args(self.filter);
         sessions.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
         // These tests wait more than they compute: half as many again as there are cores keeps the cores busy.
         if std::env::var_os(TEST_THREADS_ENV).is_none() {
@@ -166,6 +181,20 @@ impl Suite<'_> {
         }
         run_stage(name, command, if self.is_long { STAGE_LIMIT_LONG } else { STAGE_LIMIT })
     }
+}
+
+/// The integration tests of queue-tests.
+fn test_names() -> Result<Vec<String>> {
+    let tests = repository().join("pgrx-tests/tests");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&tests).with_context(|| format!("cannot list {}", tests.display()))? {
+        let path = entry.context("cannot list the tests")?.path();
+        let is_test =
+            path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
+        names.extend(path.file_stem().filter(|_| is_test).map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn host_triple() -> Result<String> {

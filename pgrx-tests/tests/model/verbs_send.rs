@@ -244,7 +244,8 @@ impl World {
     fn changed_one(&mut self, s: usize, key: Key, sql: &str) -> Checked<bool> {
         let m = &self.model.messages[&key];
         let (born_at, changed_at) = (m.born_at.unwrap_or(0), m.changed_at);
-        let snapshot = self.model.sessions[s].snapshot.filter(|_| m.sent_by != Some(s)).unwrap_or(u64::MAX);
+        let is_own = m.sent_by == Some(s) || m.draft.is_some() && m.locked_by == Some(s); // this version, at least
+        let snapshot = self.model.sessions[s].snapshot.filter(|_| !is_own).unwrap_or(u64::MAX);
         match self.run(s, sql)? {
             Ok(lines) if lines.len() == 1 && changed_at <= snapshot => Ok(true),
             Ok(lines) if lines.is_empty() && born_at > snapshot => {

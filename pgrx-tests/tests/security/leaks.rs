@@ -27,7 +27,7 @@ fn errors_of_constraints_show_no_row_to_who_may_not_read_it() {
              CREATE UNIQUE INDEX ON queue_archive.q (message);
              ALTER TABLE queue.q ADD CONSTRAINT c CHECK (msg_id < 5);
              GRANT DELETE, TRUNCATE, INSERT ON queue.q TO {role};
-             GRANT DELETE, TRUNCATE ON queue.dead TO {role}"
+             GRANT SELECT ON queue_archive.q TO {role}; GRANT SELECT, DELETE, TRUNCATE ON queue.dead TO {role}"
         ))
         .unwrap();
     let calls = [
@@ -68,7 +68,7 @@ fn errors_of_expressions_show_no_row_to_who_may_not_read_it() {
              SELECT queue_send('q', '\"{SECRET}\"') FROM generate_series(1, 4);
              SELECT queue_archive('q', 4), queue_reject('q', 3);
              GRANT DELETE, TRUNCATE, INSERT ON queue.q TO {role};
-             GRANT DELETE, TRUNCATE ON queue.dead TO {role}"
+             GRANT SELECT ON queue_archive.q TO {role}; GRANT SELECT, DELETE, TRUNCATE ON queue.dead TO {role}"
         ))
         .unwrap();
     // (what the error names, the SQLSTATE)

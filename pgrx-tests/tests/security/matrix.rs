@@ -91,7 +91,8 @@ const MATRIX: &[(&str, &str, Expect)] = &[
     ("queue_read", "SELECT * FROM queue_read('q')", READERS),
     ("queue_read_any", "SELECT * FROM queue_read_any('{q}')", READERS),
     // What the first queue has is given without a look at the others.
-    ("queue_read_any", "SELECT * FROM queue_read_any('{q,theirs}')", READERS),
+    ("queue_read_any", "SELECT * FROM queue_read_any('{q,theirs}')", OF_ALL),
+    ("queue_read_any", "SELECT * FROM queue_read_any('{q,theirs}', 9)", OF_ALL),
     ("queue_read_any", "SELECT * FROM queue_read_any('{theirs,q}')", OF_ALL),
     ("queue_pop", "SELECT * FROM queue_pop('q')", CONSUMERS),
     ("queue_delete", "SELECT queue_delete('q', 1)", FINISHERS),
