@@ -246,7 +246,7 @@ fn count_is_kept_where_a_row_was_put_off_and_read_in_one_transaction() {
         &mut client,
         "SELECT extract(epoch FROM p.visible_at - q.visible_at)::float8 FROM queue_peek('q') p JOIN queue.q q USING (msg_id)",
     );
-    assert_eq!(late, 0.0, "it is the row that delays it");
+    assert!((0.0..0.1).contains(&late), "it is the row that delays it: {late}");
     assert_eq!(read_awaited(&mut client, "q").count, 4);
 }
 

@@ -122,7 +122,8 @@ fn show_one(queue: &Queue, record: &Record, wanted: Option<&str>, rows: &mut Row
         Some(View { state: State::Leased | State::Delayed, deadline_us, .. })
             if (state == "leased" || state == "delayed") && deadline_us > now.mono_us =>
         {
-            Value::of_time_us(wall_of(deadline_us))
+            let row_us = row.visible_at_us.filter(|_| state == "delayed").unwrap_or(i64::MIN);
+            Value::of_time_us(wall_of(deadline_us).max(row_us))
         }
         _ => record.value(column::VISIBLE_AT),
     };

@@ -68,7 +68,14 @@ impl Fault for Rewrite {
             return Ok(Struck::Missed(format!("nobody uses {queue:?}")));
         };
         let (from_us, open_calls) = (world.now_us(), world.open_calls().len());
-        client.batch_execute(&sql).with_context(|| sql.clone())?;
+        if let Err(error) = client.batch_execute(&sql) {
+            // PostgreSQL's own bug 18351: a rewrite keeps rows that died a moment ago, whose large values a vacuum that came
+            // before has taken away, since it looked at fewer transactions.
+            if error.as_db_error().is_some_and(|error| error.message().starts_with("missing chunk number")) {
+                return Ok(Struck::Missed(format!("{sql}: {error:?}")));
+            }
+            return Err(error).with_context(|| sql.clone());
+        }
         let to_us = world.now_us();
         let after = files(&mut client, queue)?;
         let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
