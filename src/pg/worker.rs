@@ -329,8 +329,8 @@ pub fn report_statistics(is_last: bool) {
 fn fire_at_once() {
     // SAFETY: SET CONSTRAINTS ALL IMMEDIATE, at the beginning of a transaction, in which nothing is deferred yet.
     unsafe {
-        let mut all = pg_sys::ConstraintsSetStmt::default();
-        all.type_ = pg_sys::NodeTag::T_ConstraintsSetStmt;
+        let mut all =
+            pg_sys::ConstraintsSetStmt { type_: pg_sys::NodeTag::T_ConstraintsSetStmt, ..Default::default() };
         pg_sys::AfterTriggerSetState(&mut all);
     }
 }

@@ -430,7 +430,9 @@ fn deferred_triggers_of_an_owner_run_at_once_as_the_owner_and_not_as_somebody_el
         .unwrap();
     assert_eq!(read_for(&mut client, "mine", 1, "1 ms").len(), 1);
     assert_eq!(read_for(&mut client, "yours", 1, "1 ms").len(), 1);
-    wait_until("the worker has moved them", || rows(&mut client, "mine") == 1 && rows(&mut client, "yours") == 0);
+    wait_until("the worker has moved them", || {
+        rows(&mut client, "mine") == 1 && rows(&mut client, "yours") == 0
+    });
     assert_eq!(code(client.batch_execute("SELECT queue_archive('mine', 2)")), "42501");
     worker_works(&mut client, "honest");
     assert_eq!(text(&mut client, "SELECT string_agg(DISTINCT who, ' ') FROM evil.seen"), mallory);
