@@ -400,15 +400,16 @@ fn list_under_an_old_snapshot_leaves_out_what_was_dropped_since() {
     let (mut client, mut other) = (session(&database), session(&database));
     client
         .batch_execute(
-            "CREATE ROLE lists_queues; GRANT SELECT ON queue.there TO lists_queues; \
-             BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE lists_queues",
+            "DROP ROLE IF EXISTS lists_queues; CREATE ROLE lists_queues; GRANT SELECT ON queue.there TO lists_queues",
         )
+        .unwrap();
+    client
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE lists_queues")
         .unwrap();
     other.batch_execute("SELECT queue_drop('gone')").unwrap();
     let listed: Vec<String> =
         client.query("SELECT queue FROM queue_list()", &[]).unwrap().iter().map(|r| r.get(0)).collect();
-    client
-        .batch_execute("ROLLBACK; REVOKE ALL ON queue.there FROM lists_queues; DROP ROLE lists_queues")
-        .unwrap();
+    client.batch_execute("ROLLBACK").unwrap();
+    client.batch_execute("REVOKE ALL ON queue.there FROM lists_queues; DROP ROLE lists_queues").unwrap();
     assert_eq!(listed, ["there"]);
 }

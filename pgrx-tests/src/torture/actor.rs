@@ -352,7 +352,7 @@ impl<'w> Actor<'w> {
             Some(constraint) => format!("{code} of {constraint}"),
             None => code.clone(),
         };
-        *self.tally.errors.entry(what).or_default() += 1;
+        self.tally.ended_with(what, error);
         if matches!(code.as_str(), "57014" | "55P03") {
             self.world.counters.cut_off.fetch_add(1, Relaxed);
         }

@@ -38,6 +38,8 @@ pub struct Tally {
     pub altered: Vec<String>,
     /// By SQLSTATE.
     pub errors: BTreeMap<String, u64>,
+    /// The first of those that must not be, likewise, as the server put it.
+    pub examples: BTreeMap<String, String>,
 }
 
 impl Tally {
@@ -61,6 +63,17 @@ impl Tally {
         for (code, count) in other.errors {
             *self.errors.entry(code).or_default() += count;
         }
+        for (code, example) in other.examples {
+            self.examples.entry(code).or_insert(example);
+        }
+    }
+
+    /// A call ended with an error; `code` may be followed by more.
+    pub fn ended_with(&mut self, code: String, error: &postgres::Error) {
+        if !EXPECTED.contains(&code.as_str()) && !self.examples.contains_key(&code) {
+            self.examples.insert(code.clone(), format!(": {error:?}"));
+        }
+        *self.errors.entry(code).or_default() += 1;
     }
 
     /// What cannot be by faults alone. `wanted`: kinds that must have been done at least once.
@@ -68,7 +81,8 @@ impl Tally {
         let mut failures = Vec::new();
         for (code, count) in &self.errors {
             if !EXPECTED.contains(&code.as_str()) {
-                failures.push(format!("{count} calls ended with SQLSTATE {code}"));
+                let example = self.examples.get(code).map_or("", String::as_str);
+                failures.push(format!("{count} calls ended with SQLSTATE {code}{example}"));
             }
         }
         for ((call, level), calls) in &self.calls {
