@@ -66,6 +66,8 @@ const OBSERVERS: Expect = Only(&[
 ]);
 /// TRUNCATE.
 const ADMINS: Expect = Only(&["admin", "owner", "postgres", "truncate"]);
+/// TRUNCATE, and SELECT on what is brought back.
+const BRINGERS: Expect = Only(&["admin", "owner", "postgres"]);
 const OWNERS: Expect = Only(&["owner", "postgres"]);
 /// Whoever may read, or delete from, `theirs` as well as `q`.
 const OF_ALL: Expect = Only(&["postgres", "read_write_all"]);
@@ -113,8 +115,8 @@ const MATRIX: &[(&str, &str, Expect)] = &[
     ("queue_peek", "SELECT * FROM queue_peek('q', msg_ids => '{1}')", OBSERVERS),
     // Putting them back into q is a send.
     ("queue_redrive", "SELECT queue_redrive('dead')", OWNERS),
-    ("queue_redrive", "SELECT queue_redrive('dead', msg_ids => '{99}')", ADMINS),
-    ("queue_unarchive", "SELECT queue_unarchive('q')", ADMINS),
+    ("queue_redrive", "SELECT queue_redrive('dead', msg_ids => '{99}')", BRINGERS),
+    ("queue_unarchive", "SELECT queue_unarchive('q')", BRINGERS),
     ("queue_limit", "SELECT queue_limit('q')", Never("0A000")),
     ("queue_schedule", "SELECT queue_schedule('q', 'new', '1 h', '1')", ADMINS),
     ("queue_schedule", "SELECT queue_schedule('q', 's', '2 h', '1')", ADMINS),
