@@ -147,7 +147,7 @@ fn set_up(database: &Database, client: &mut Client) -> Vec<String> {
             "GRANT CREATE ON SCHEMA queue TO {owner}, {other};
              GRANT pg_monitor TO {monitor};
              SET ROLE {other};
-             SELECT queue_create('theirs'), queue_send('theirs', '\"theirs\"'),
+             SELECT queue_create('theirs', retry_delay => '0'), queue_send('theirs', '\"theirs\"'),
                queue_schedule('theirs', 's', '1 h', '\"theirs\"');
              SET ROLE {owner};
              SELECT queue_create('dead');
