@@ -74,46 +74,50 @@ fn found_broken_in(seconds: u64, rule: &str, names: &[&str], quiet_one_in: u64) 
     verdict.counts().iter().filter(|(_, count)| count.broken > 0).map(|(name, _)| *name).collect()
 }
 
+/// In one of a few rounds these rules are found broken: on a busy machine there are few strikes in one.
+#[track_caller]
+fn assert_found(wanted: &[&str], round: impl Fn() -> Vec<&'static str>) {
+    const ROUNDS_MAX: usize = 5;
+    let found = (0..ROUNDS_MAX).any(|_| {
+        let broken = round();
+        println!("found broken: {broken:?}");
+        wanted.iter().all(|rule| broken.contains(rule))
+    });
+    assert!(found, "{wanted:?} were never found broken");
+}
+
 #[test]
 fn broken_engine_that_publishes_before_commit_is_found_to_lose() {
-    let broken = found_broken("publish_before_commit", &[]);
-    assert!(broken.contains(&"lost") && broken.contains(&"stalled"), "{broken:?}");
+    assert_found(&["lost", "stalled"], || found_broken("publish_before_commit", &[]));
 }
 
 #[test]
 fn broken_engine_that_reads_uncommitted_is_found_to_deliver_phantoms() {
-    let broken = found_broken("read_uncommitted", &[]);
-    assert!(broken.contains(&"phantom"), "{broken:?}");
+    assert_found(&["phantom"], || found_broken("read_uncommitted", &[]));
 }
 
 #[test]
 fn broken_engine_that_skips_reloads_is_found_to_lose() {
-    let mut broken = found_broken("skip_reload", &["kill-backend"]);
-    broken.retain(|rule| *rule != "stalled"); // if it took long enough
-    assert_eq!(broken, ["lost"]);
+    assert_found(&["lost"], || found_broken("skip_reload", &["kill-backend"]));
 }
 
 #[test]
 fn broken_engine_without_fences_is_found() {
-    let broken = found_broken("no_fence", &[]);
-    assert!(broken.contains(&"fence"), "{broken:?}");
+    assert_found(&["fence"], || found_broken("no_fence", &[]));
 }
 
 #[test]
 fn broken_engine_with_short_leases_is_found_to_deliver_concurrently() {
-    let broken = found_broken("short_leases", &[]);
-    assert!(broken.contains(&"concurrent") && broken.contains(&"refused"), "{broken:?}");
+    assert_found(&["concurrent", "refused"], || found_broken("short_leases", &[]));
 }
 
 /// A lease that is on disk, as far as the worker knows, and a crash.
 #[test]
 fn broken_engine_that_writes_no_leases_is_found() {
-    let broken = found_broken_in(16, "skip_lease_flush", &["kill-all"], 1);
-    assert!(broken.contains(&"concurrent"), "{broken:?}");
+    assert_found(&["concurrent"], || found_broken_in(16, "skip_lease_flush", &["kill-all"], 1));
 }
 
 #[test]
 fn broken_engine_that_does_not_wait_for_durable_leases_is_found() {
-    let broken = found_broken_in(6, "no_durable_wait", &["kill-all"], QUIET_ONE_IN);
-    assert!(broken.contains(&"count"), "{broken:?}");
+    assert_found(&["count"], || found_broken_in(6, "no_durable_wait", &["kill-all"], QUIET_ONE_IN));
 }
