@@ -243,14 +243,14 @@ impl Table {
     }
 
     /// Looks up rows by primary key: those with `key >= from` (or `= from`), ascending.
-    /// The walk knows where it is ([`Walk::reached`]).
+    /// A walk that is not exact knows where it is ([`Walk::reached`]).
     pub fn walk<'t>(&'t self, index: u32, from: i64, exact: bool, snapshot: &Snapshot) -> Walk<'t> {
         let (strategy, function) = if exact {
             (pg_sys::BTEqualStrategyNumber, pg_sys::F_INT8EQ)
         } else {
             (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT8GE)
         };
-        Walk::begin(self, index, &[(strategy, function, from)], snapshot)
+        Walk::begin(self, index, &[(strategy, function, from)], !exact, snapshot)
     }
 
     /// Rows whose timestamp key lies in `(after, until]`, ascending; `after` of `i64::MIN` = from the beginning,
@@ -261,13 +261,13 @@ impl Table {
             (pg_sys::BTGreaterStrategyNumber, pg_sys::F_TIMESTAMPTZ_GT, after),
         ];
         let most = if after == i64::MIN { 1 } else { 2 };
-        Walk::begin(self, index, &conditions[..most], snapshot)
+        Walk::begin(self, index, &conditions[..most], false, snapshot)
     }
 
     /// The highest key up to `most` of an index on a bigint column.
     pub fn highest(&self, index: u32, column: usize, most: i64, snapshot: &Snapshot) -> Option<i64> {
         let up_to = (pg_sys::BTLessEqualStrategyNumber, pg_sys::F_INT8LE, most);
-        let walk = Walk::begin(self, index, &[up_to], snapshot);
+        let walk = Walk::begin(self, index, &[up_to], false, snapshot);
         // SAFETY: as in `Walk::step`.
         let found = unsafe {
             pg_sys::index_getnext_slot(walk.scan, pg_sys::ScanDirection::BackwardScanDirection, self.slot)
@@ -435,7 +435,13 @@ pub enum Step {
 }
 
 impl<'t> Walk<'t> {
-    fn begin(table: &'t Table, index: u32, conditions: &[(u32, u32, i64)], snapshot: &Snapshot) -> Walk<'t> {
+    fn begin(
+        table: &'t Table,
+        index: u32,
+        conditions: &[(u32, u32, i64)],
+        wants_key: bool,
+        snapshot: &Snapshot,
+    ) -> Walk<'t> {
         let mut keys = [pg_sys::ScanKeyData::default(); 2];
         // SAFETY: the index is a btree on the int8 or timestamptz column that the caller means (both are passed
         // by value), locked here; the keys are copied by index_rescan.
@@ -455,7 +461,7 @@ impl<'t> Walk<'t> {
                 conditions.len() as _,
                 0,
             );
-            (*scan).xs_want_itup = true; // to be said before the rescan
+            (*scan).xs_want_itup = wants_key; // to be said before the rescan; it costs memory, and a pin
             pg_sys::index_rescan(scan, keys.as_mut_ptr(), conditions.len() as _, std::ptr::null_mut(), 0);
             Walk { table, index, scan }
         }

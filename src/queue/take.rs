@@ -400,9 +400,10 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
     let mut is_registered = false;
     let mut given = 0;
     loop {
-        pgrx::check_for_interrupts!(); // all that was taken is in the journal
-                                       // All of them first: a lock to wait for, or a refusal, would take the time of leases, or a delivery, from messages
-                                       // that nobody gets.
+        // All that was taken is in the journal.
+        pgrx::check_for_interrupts!();
+        // All of them first: a lock to wait for, or a refusal, would take the time of leases, or a delivery, from
+        // messages that nobody gets.
         let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(request.queues.len());
         for name in request.queues {
             opened.push(open(name, request.mode)?);
