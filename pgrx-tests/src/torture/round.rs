@@ -42,8 +42,6 @@ const QUIET: Duration = Duration::from_secs(4);
 /// In a round of that length, and with so many of their most frequent call, clients have done work of every kind.
 const WANTED_FROM: Duration = Duration::from_secs(10);
 const WANTED_TRIED_MIN: u64 = 500;
-/// A round of that length fails for what is not explained, too.
-const STRICT_FROM: Duration = Duration::from_secs(100);
 
 /// How a round is run.
 pub struct Plan {
@@ -385,18 +383,7 @@ impl Round<'_> {
             wanted.extend(senders::KINDS.iter().filter(|_| often("send_batch")));
             wanted.extend(consumers::KINDS.iter().filter(|_| often("read_waiting")));
         }
-        let mut failures = tally.failures(&wanted);
-        if self.plan.length < STRICT_FROM {
-            // Seen once in twelve minutes, after REINDEX CONCURRENTLY and a crash, and not explained: see README.
-            failures.retain(|failure| {
-                let is_known = failure.contains("XX001") && failure.contains("missing chunk number");
-                if is_known {
-                    println!("not counted in a short round: {failure}");
-                }
-                !is_known
-            });
-        }
-        self.failures.extend(failures);
+        self.failures.extend(tally.failures(&wanted));
     }
 }
 

@@ -103,7 +103,8 @@ impl World {
             // While the worker scans for what is due, a reader does without: that is rare, and the next one gets it.
             self.short_reads += 1;
             self.trace.push(format!("   (short: {due:?} are due)"));
-        } else if lines.len() < asked.quantity {
+        } else if lines.len() < asked.quantity && !self.model.policies[asked.queue].paused {
+            // It looked everywhere; what a paused queue has, nobody looks for.
             self.model.is_loaded(asked.queue);
         }
         Ok(given)
