@@ -571,6 +571,8 @@ impl Model {
                 m.changed_at = self.commits;
             }
         }
+        // A transaction that had changed the row, too, held it until its pin was settled.
+        m.locked_by = m.locked_by.filter(|by| m.pin != Some(*by));
         (m.pin, m.lease, m.returned, m.back) = (None, None, (0, 0), (0, 0));
     }
 

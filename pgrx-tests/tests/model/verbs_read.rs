@@ -196,7 +196,7 @@ impl World {
         if queues.is_empty() {
             return Ok(());
         }
-        // It is not told of what its own transaction has sent.
+        // Of what its own transaction has sent it may be told, and need not.
         let is_due = |queue: &usize| {
             let due = self.due(s, *queue).into_iter().filter(|key| self.model.messages[key].sent_by.is_none());
             due.count() > 0 && self.has_room(*queue)
@@ -216,7 +216,7 @@ impl World {
                 }
                 let queue = queues[at];
                 // It may be told in vain of what was put off, or of what is not there any more; not of an empty queue.
-                let may_be = |key: &Key| self.model.messages[key].sent_by.is_none();
+                let may_be = |key: &Key| self.model.messages[key].sent_by.is_none_or(|by| by == s);
                 let is_possible = self.model.keys(queue).iter().any(may_be)
                     || self.is_small
                     || self.model.finished_late.iter().any(|key| key.0 == queue)
