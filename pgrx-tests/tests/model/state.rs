@@ -304,7 +304,7 @@ impl Model {
             return Fate::Blocks;
         }
         // Whoever named it in vain before it was there keeps it until his transaction ends.
-        if self.is_limbo(key) || self.phantoms.iter().any(|(of, _)| *of == key) {
+        if self.may_go(key) || self.phantoms.iter().any(|(of, _)| *of == key) {
             Fate::Either
         } else {
             Fate::Yes

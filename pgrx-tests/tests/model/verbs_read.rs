@@ -304,7 +304,7 @@ impl World {
         let mut missing = self.model.keys(queue);
         missing.retain(|key| {
             let is_asked_for = ids.as_ref().is_none_or(|ids| ids.contains(&key.1));
-            let is_there = self.model.messages[key].is_seen_by(s) && !self.model.is_limbo(*key);
+            let is_there = self.model.messages[key].is_seen_by(s) && !self.model.may_go(*key);
             is_there && is_asked_for && wanted.is_none_or(|wanted| self.states(s, *key) == [wanted])
         });
         let mut shown = Vec::new();

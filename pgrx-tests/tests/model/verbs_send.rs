@@ -205,7 +205,7 @@ impl World {
         let is_free =
             m.is_seen_by(s) && [None, Some(s)].contains(&m.locked_by) && [None, Some(s)].contains(&m.pin);
         let is_seen = self.model.sessions[s].snapshot.is_none() || m.born_at.is_some();
-        (is_free && is_seen && !self.model.is_limbo(key)).then_some(key)
+        (is_free && is_seen && !self.model.may_go(key)).then_some(key)
     }
 
     pub fn update(&mut self, s: usize, rng: &mut Rng) -> Checked {

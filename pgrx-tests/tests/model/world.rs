@@ -443,7 +443,7 @@ impl World {
     }
 
     pub fn has_limbo(&self, queue: usize) -> bool {
-        self.model.keys(queue).into_iter().any(|key| self.model.is_limbo(key))
+        self.model.keys(queue).into_iter().any(|key| self.model.may_go(key))
     }
 
     /// A lease that no delivery had before.

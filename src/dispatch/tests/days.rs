@@ -292,7 +292,9 @@ impl Site {
     /// only the youngest were not.
     fn crash(&mut self, seed: u64) {
         for work in core::mem::take(&mut self.work).into_values().filter(|work| work.is_open) {
-            work.batch.iter().for_each(|(msg_id, _)| drop(self.held.remove(msg_id)));
+            for (msg_id, _) in work.batch {
+                self.held.remove(&msg_id);
+            }
         }
         let (rows, now_us) = (&self.rows, self.shop.now.mono_us);
         self.held.retain(|_, held| held.until_us > now_us);
