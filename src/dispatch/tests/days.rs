@@ -320,9 +320,8 @@ impl Site {
         let due_us = self.shop.now.wall_us + delay_us;
         self.shop.heap.insert(msg_id, ((delay_us > 0).then_some(due_us), 0));
         self.new.insert(msg_id, due_us);
+        let row = self.shop.row(msg_id).unwrap();
         let Shop { memory, now, fx, queue, .. } = &mut self.shop;
-        let row = Row { msg_id, tid: Tid { block: 1, offset: 1 }, visible_at_us: None, count: 0 };
-        let row = Row { visible_at_us: (delay_us > 0).then_some(due_us), ..row };
         memory.arena().publish(*queue, row, Change::Insert, *now, fx);
     }
 
@@ -395,16 +394,16 @@ impl Site {
 
     /// A consumer that was woken, or is free: takes something, or sleeps.
     fn attempt(&mut self, proc: u32) {
-        let is_new = !self.take(proc);
-        if is_new {
+        if !self.take(proc) {
             let Shop { memory, fx, queue, .. } = &mut self.shop;
             memory.arena().wait_begin(proc, &[*queue], fx);
+            if !self.take(proc) {
+                return;
+            }
         }
-        if !is_new || self.take(proc) {
-            let Shop { memory, fx, queue, .. } = &mut self.shop;
-            memory.arena().wait_end(proc, fx);
-            memory.arena().wait_pass_on(*queue, fx);
-        }
+        let Shop { memory, fx, queue, .. } = &mut self.shop;
+        memory.arena().wait_end(proc, fx);
+        memory.arena().wait_pass_on(*queue, fx);
     }
 
     fn take(&mut self, proc: u32) -> bool {

@@ -39,12 +39,12 @@ impl Rewrite {
 impl Rewrite {
     /// What is run on `queue`'s table, one command after the other, each a transaction of its own.
     fn commands(&self, client: &mut Client, queue: &str) -> Result<Vec<String>> {
-        let find_indexes = "SELECT format('queue.%I', relname), relname::text, indisprimary FROM pg_index \
+        let find_indexes =
+            "SELECT format('queue.%I', relname), quote_ident(relname), indisprimary FROM pg_index \
             JOIN pg_class ON pg_class.oid = indexrelid WHERE indrelid = $1::text::regclass ORDER BY indexrelid";
         let indexes = client.query(find_indexes, &[&format!("queue.{queue}")])?;
         let key = indexes.iter().find(|index| index.get(2)).context("a queue without primary key")?;
-        let key = format!("\"{}\"", key.get::<_, &str>(1));
-        let sql = self.sql.replace('%', &format!("queue.{queue}")).replace('$', &key);
+        let sql = self.sql.replace('%', &format!("queue.{queue}")).replace('$', key.get(1));
         if sql.contains('#') {
             Ok(indexes.iter().map(|index| sql.replace('#', index.get(0))).collect())
         } else {
