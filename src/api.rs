@@ -3,7 +3,9 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::queue::{admin, finish, health, peek, redrive, retry, schedule, send, take, wait};
+use crate::queue::{
+    admin, create, finish, grant, health, list, peek, redrive, retry, schedule, send, take, wait,
+};
 
 /// A function that the reference names and that is not built yet.
 fn unbuilt(_args: &Args) -> Result<Value> {
@@ -15,15 +17,15 @@ fn unbuilt_rows(_args: &Args, _rows: &mut Rows) -> Result<()> {
 }
 
 crate::sql_functions! {
-    queue_create => value writes admin::queue_create;
+    queue_create => value writes create::queue_create;
     queue_alter => value writes admin::queue_alter;
     queue_drop => value writes admin::queue_drop;
     queue_purge => value writes admin::queue_purge;
     queue_pause => value writes admin::queue_pause;
     queue_resume => value writes admin::queue_resume;
-    queue_list => rows looks admin::queue_list;
-    queue_grant => value writes admin::queue_grant;
-    queue_revoke => value writes admin::queue_revoke;
+    queue_list => rows looks list::queue_list;
+    queue_grant => value writes grant::queue_grant;
+    queue_revoke => value writes grant::queue_revoke;
     queue_send => value writes send::send;
     queue_send_batch => rows writes send::send_batch;
     queue_send_entries => rows writes send::send_entries;

@@ -37,6 +37,8 @@ pub enum Error {
     NotEmpty { queue: String },
     /// 55006: another queue sends its dead letters here.
     DeadLetterTarget { queue: String, of: String },
+    /// 55006: another session is restoring the queue's leases, and a worker waits for nobody.
+    BeingRestored { queue: String },
     /// 55000: there is no worker, and the queue's leases must be on disk.
     NoWorker { queue: String },
     /// 55000: a lease of a queue with durable leases ended before it was on disk.
@@ -148,6 +150,12 @@ impl Error {
                 format!("queue \"{queue}\" is the dead-letter queue of \"{of}\""),
                 None,
                 Some("Give that queue another one with queue_alter, or use force => true.".into()),
+            ),
+            Error::BeingRestored { queue } => (
+                Code::ERRCODE_OBJECT_IN_USE,
+                format!("leases of queue \"{queue}\" are being restored"),
+                None,
+                None,
             ),
             Error::NoWorker { queue } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -25,8 +25,9 @@ use crate::pg_tree::PgTree;
 use crate::processes;
 use crate::wait::{poll, wait_until};
 
-/// Socket paths are limited to 107 bytes, so clusters lie here and not under a TMPDIR of any length.
-const BASE: &str = "/tmp";
+/// Where clusters lie, if not in /tmp: a short path, because those of sockets are limited to 107 bytes (TMPDIR can have
+/// any length).
+pub const CLUSTERS_ENV: &str = "PG_QUEUE_TEST_CLUSTERS";
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOG_TAIL_LINES: usize = 60;
@@ -203,10 +204,11 @@ impl Cluster {
     /// A directory for a cluster, with nothing in it, and somebody who takes it away.
     fn place(tree: PgTree) -> Result<Self> {
         let user = ServerUser::detect()?;
+        let base = std::env::var_os(CLUSTERS_ENV).unwrap_or_else(|| "/tmp".into());
         let directory = tempfile::Builder::new()
             .prefix("pgq-")
-            .tempdir_in(BASE)
-            .with_context(|| format!("cannot make a directory in {BASE}"))?
+            .tempdir_in(&base)
+            .with_context(|| format!("cannot make a directory in {}", base.display()))?
             .keep();
         let cleanup = Command::new("sh")
             .args(["-c", CLEANUP, "pg_queue-cleanup"])
@@ -228,9 +230,11 @@ impl Cluster {
     }
 
     fn initdb(&self, arguments: &[String]) -> Result<()> {
-        let mut initdb = self.user.command(self.tree.program("initdb"));
-        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
-        run(initdb.args(arguments).arg("-D").arg(self.data()), &self.tree)
+        let kept = kept_data(&self.tree);
+        if arguments.is_empty() && self.user.owns(&kept) {
+            return run(self.user.command("cp").arg("-a").arg(kept).arg(self.data()), &self.tree);
+        }
+        initdb(&self.tree, &self.user, arguments, &self.data())
     }
 
     fn configure(&self, options: &ClusterOptions) -> Result<()> {
@@ -528,6 +532,32 @@ fn run(command: &mut Command, tree: &PgTree) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn initdb(tree: &PgTree, user: &ServerUser, arguments: &[String], data: &Path) -> Result<()> {
+    let mut initdb = user.command(tree.program("initdb"));
+    initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
+    run(initdb.args(arguments).arg("-D").arg(data), tree)
+}
+
+/// Where [`keep_data`] leaves it: beside the programs.
+fn kept_data(tree: &PgTree) -> PathBuf {
+    tree.bindir.with_file_name("pg_queue.data")
+}
+
+/// Runs initdb once for all clusters of a tree that is ours: to copy what it makes takes a small part of its time, and the
+/// tests make a hundred and more. These clusters have one system identifier, which no test minds.
+pub fn keep_data(tree: &PgTree, user: &ServerUser) -> Result<()> {
+    let kept = kept_data(tree);
+    if kept.exists() {
+        return Ok(());
+    }
+    let fresh = kept.with_extension("fresh");
+    let _ = fs::remove_dir_all(&fresh); // of a run that was ended
+    fs::create_dir(&fresh).with_context(|| format!("cannot make {}", fresh.display()))?;
+    user.own(&fresh)?;
+    initdb(tree, user, &[], &fresh)?;
+    fs::rename(&fresh, &kept).with_context(|| format!("cannot make {}", kept.display()))
 }
 
 /// A poisoned lock only says that another thread's test failed; the child in it is still ours to end.

@@ -3,12 +3,16 @@
 //! Owns the database from CREATE to DROP. Never stops a server: whoever does makes a cluster of their own.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use postgres::{Client, NoTls};
 
 use crate::cluster::Cluster;
 use crate::wait::wait_until;
+
+/// How long a statement of a test may take, which no test's does.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(120);
 
 /// A database of a [`Cluster`]; dropped on the server when the handle is.
 pub struct Database<'a> {
@@ -17,8 +21,14 @@ pub struct Database<'a> {
 }
 
 impl Database<'_> {
+    /// A session of this database. A statement that blocks for good ends, so that the test says where it was.
     pub fn connect(&self) -> Result<Client> {
-        self.cluster.connect(&self.name)
+        let limit = format!("-c statement_timeout={}", STATEMENT_LIMIT.as_millis());
+        let mut config = self.cluster.config(&self.name);
+        config
+            .options(&limit)
+            .connect(NoTls)
+            .with_context(|| format!("cannot connect to database {}", self.name))
     }
 
     /// Returns when backend `pid` waits for `event_type` and, where given, `event` (pg_stat_activity's words).

@@ -17,7 +17,7 @@ pub mod torture;
 mod wait;
 pub mod wait_points;
 
-pub use cluster::{Cluster, ClusterOptions, StopMode};
+pub use cluster::{keep_data, Cluster, ClusterOptions, StopMode, CLUSTERS_ENV};
 pub use database::{shared_cluster, shared_database, Database};
 pub use os_user::ServerUser;
 pub use pg_tree::{PgTree, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV};

@@ -3,6 +3,8 @@
 //! Owns that one decision. Never creates or changes a user.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -78,6 +80,10 @@ impl ServerUser {
                 .with_context(|| format!("cannot give {} to user {}", path.display(), self.name))?;
         }
         Ok(())
+    }
+
+    pub fn owns(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|file| file.uid() == self.uid.as_raw())
     }
 
     /// Whether this user may enter the directory `path`.

@@ -1,6 +1,6 @@
 //! The harness itself: what every other test takes on trust.
 
-use queue_tests::{shared_cluster, wait_until, Cluster, Session, StopMode};
+use queue_tests::{shared_cluster, wait_until, Cluster, ClusterOptions, Session, StopMode};
 
 #[test]
 fn database_is_dropped_with_its_handle() {
@@ -74,4 +74,13 @@ fn dropped_cluster_leaves_nothing_behind() {
     drop(cluster);
     assert!(!directory.exists());
     assert!(!std::path::Path::new(&format!("/proc/{postmaster}")).exists());
+}
+
+#[test]
+#[ignore = "valgrind is to report it: `cargo xtask valgrind` runs it first"]
+fn freed_memory_is_read() {
+    let cluster = ClusterOptions::default().set("pg_queue.break_rule", "use_freed_memory").start().unwrap();
+    let database = cluster.create_database().unwrap();
+    let mut client = database.connect().unwrap();
+    client.batch_execute("SELECT queue_create('q'); SELECT * FROM queue_read('q')").unwrap();
 }

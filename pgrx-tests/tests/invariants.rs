@@ -607,6 +607,7 @@ fn invariant_7_memory_is_bounded_and_everything_is_delivered() {
     drop(database);
     no_queue_starves_another(&cluster);
     later_messages_cost_no_memory(&cluster);
+    own_messages_keep_their_leases(&cluster);
 }
 
 fn no_queue_starves_another(cluster: &Cluster) {
@@ -626,6 +627,50 @@ fn no_queue_starves_another(cluster: &Cluster) {
     delete_ids(&mut client, "greedy", &held);
     let rest: Vec<i64> = sent.iter().copied().filter(|id| !held.contains(id)).collect();
     assert!(sorted(drain(&mut client, "greedy")) == rest, "what had no room came as room appeared");
+}
+
+/// What a transaction sends and reads itself is leased, and counted, when it commits: else it is not given it.
+fn own_messages_keep_their_leases(cluster: &Cluster) {
+    let database = database_on(cluster, &["greedy", "own"]);
+    let (mut greedy, mut client, mut other) = (session(&database), session(&database), session(&database));
+    client.batch_execute("BEGIN").unwrap();
+    let sent = send_many(&mut client, "own", 2_000);
+    let held = read_for(&mut client, "own", 300, "1 h");
+    assert_eq!(ids(&held), sent[..300], "there is room");
+    client.batch_execute("SAVEPOINT s").unwrap();
+    assert_eq!(ids(&read_for(&mut client, "own", 10, "1 h")), sent[300..310]);
+    client.batch_execute("ROLLBACK TO s").unwrap();
+    send_many(&mut greedy, "greedy", 10_000);
+    lease_all(&mut greedy, "greedy");
+    // The ten have theirs; for others there is none.
+    assert_eq!(ids(&read_for(&mut client, "own", 500, "1 h")), sent[300..310]);
+    client.batch_execute("ROLLBACK TO s; COMMIT").unwrap();
+    let rest = read_for(&mut other, "own", 2_000, "1 h");
+    assert!(rest.iter().all(|one| !sent[..300].contains(&one.msg_id)), "a lease was forgotten");
+    let counts: BTreeMap<i64, i64> = rest.iter().map(|one| (one.msg_id, one.count)).collect();
+    assert!(sent[300..310].iter().all(|msg_id| counts.get(msg_id) == Some(&3)), "{counts:?}");
+    for one in held.iter().chain(&rest) {
+        assert!(delete(&mut client, "own", one), "the lease holds");
+    }
+    // What is rolled back is room again.
+    drain(&mut client, "own");
+    // Of what is gone for good nothing is held.
+    client
+        .batch_execute(
+            "DO $$ BEGIN FOR i IN 1..5000 LOOP
+                 PERFORM queue_send('own', '1');
+                 ASSERT (SELECT count(*) FROM queue_pop('own')) = 1, i;
+             END LOOP; END $$",
+        )
+        .unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        client.batch_execute("BEGIN").unwrap();
+        send_many(&mut client, "own", 2_000);
+        held.push(read_for(&mut client, "own", 2_000, "1 h").len());
+        client.batch_execute("ROLLBACK").unwrap();
+    }
+    assert!(held[0] >= 200 && held[1..] == held[..2], "{held:?}");
 }
 
 fn later_messages_cost_no_memory(cluster: &Cluster) {

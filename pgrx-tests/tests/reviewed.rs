@@ -413,3 +413,160 @@ fn list_under_an_old_snapshot_leaves_out_what_was_dropped_since() {
     client.batch_execute("REVOKE ALL ON queue.there FROM lists_queues; DROP ROLE lists_queues").unwrap();
     assert_eq!(listed, ["there"]);
 }
+
+#[test]
+fn two_alterations_at_a_time_make_no_circle_of_dead_letter_queues() {
+    let database = database_with(&["a", "b"]);
+    let (mut client, other) = (session(&database), session(&database));
+    let pid = other.pid();
+    client.batch_execute("BEGIN; SELECT queue_alter('a', dead_letter_queue => 'b')").unwrap();
+    let altering = other.run("SELECT queue_alter('b', dead_letter_queue => 'a')").unwrap();
+    queue_tests::wait_until("the second waits", || {
+        altering.is_done()
+            || value(
+                &mut client,
+                &format!("SELECT cardinality(pg_blocking_pids({pid})) > 0 FROM pg_sleep(0.01)"),
+            )
+    });
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(code(altering.join().unwrap().1), "22023");
+}
+
+#[test]
+fn whoever_creates_a_queue_with_a_dead_letter_queue_keeps_nobody_waiting() {
+    let database = database_with(&["dead", "q"]);
+    let (mut client, mut other) = (session(&database), session(&database));
+    client.batch_execute("BEGIN; SELECT queue_create('a', dead_letter_queue => 'dead')").unwrap();
+    other
+        .batch_execute(
+            "SET statement_timeout = '10 s'; SELECT queue_create('b', dead_letter_queue => 'dead');
+             SELECT queue_alter('q', dead_letter_queue => 'dead'); SELECT queue_alter('q', dead_letter_queue => '')",
+        )
+        .unwrap();
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(code(other.batch_execute("SELECT queue_alter('dead', dead_letter_queue => 'a')")), "22023");
+    // Nor does whoever must not alter a queue wait.
+    client.batch_execute("CREATE ROLE who_owns_no_queue").unwrap();
+    client.batch_execute("BEGIN; SELECT queue_alter('q', dead_letter_queue => 'dead')").unwrap();
+    let alter = "SET ROLE who_owns_no_queue; SELECT queue_alter('a', dead_letter_queue => 'dead')";
+    assert_eq!(code(other.batch_execute(alter)), "42501");
+    client.batch_execute("ROLLBACK; DROP ROLE who_owns_no_queue").unwrap();
+}
+
+#[test]
+fn what_a_reader_takes_and_does_not_see_is_nobodys_lease() {
+    let database = database_with(&["q"]);
+    let (mut sender, mut reader, mut other) = (session(&database), session(&database), session(&database));
+    sender.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut sender, "q", 1);
+    // Named in vain and undone, it looks ready; a transaction with an id may have deleted what it does not see.
+    reader
+        .batch_execute(&format!(
+            "BEGIN; SELECT txid_current(); SAVEPOINT s; SELECT queue_release('q', ARRAY[{msg_id}]::int8[]); ROLLBACK TO s"
+        ))
+        .unwrap();
+    assert!(read(&mut reader, "q", 1).is_empty());
+    let extended = other.query_one("SELECT queue_extend('q', $1, NULL, '1 min') IS NULL", &[&msg_id]).unwrap();
+    assert!(extended.get::<_, bool>(0), "nobody holds it");
+    sender.batch_execute("COMMIT").unwrap();
+    let one = read_one(&mut other, "q"); // the reader's transaction is open
+    assert_eq!((one.msg_id, one.count), (msg_id, 1));
+    reader.batch_execute("ROLLBACK").unwrap();
+    assert!(delete(&mut other, "q", &one));
+}
+
+#[test]
+fn own_message_that_has_expired_when_it_is_read_is_not_counted_where_that_is_undone() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client
+        .batch_execute("BEGIN; SELECT queue_send('q', '1', ttl => '1 ms'), pg_sleep(0.01); SAVEPOINT s")
+        .unwrap();
+    assert!(read(&mut client, "q", 1).is_empty());
+    client.batch_execute("ROLLBACK TO s; UPDATE queue.q SET expires_at = NULL").unwrap();
+    assert_eq!(read_one(&mut client, "q").count, 1);
+    client.batch_execute("ROLLBACK").unwrap();
+}
+
+#[test]
+fn own_message_that_has_expired_keeps_none_behind_it() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client.batch_execute("BEGIN; SELECT queue_send('q', '1', ttl => '1 ms'), pg_sleep(0.01)").unwrap();
+    let msg_id = send(&mut client, "q", 2);
+    assert!(read(&mut client, "q", 1)
+        .iter()
+        .chain(&read(&mut client, "q", 1))
+        .map(|one| one.msg_id)
+        .eq([msg_id]));
+    assert!(read(&mut client, "q", 1).is_empty());
+    client.batch_execute("UPDATE queue.q SET expires_at = NULL").unwrap();
+    assert_eq!(read_one(&mut client, "q").count, 1);
+    client.batch_execute("ROLLBACK").unwrap();
+}
+
+/// Before a message of `queue.q` whose text is 1 is deleted.
+fn trigger_that(client: &mut postgres::Client, does: &str) {
+    client
+        .batch_execute(&format!(
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS
+                 $$BEGIN IF OLD.message::text = '1' THEN {does}; RETURN NULL; END IF; RETURN OLD; END$$;
+             CREATE TRIGGER keep BEFORE DELETE ON queue.q FOR EACH ROW EXECUTE FUNCTION keep()"
+        ))
+        .unwrap();
+}
+
+#[test]
+fn own_message_that_a_trigger_keeps_from_pop_keeps_none_behind_it() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    trigger_that(&mut client, "NULL");
+    client.batch_execute("BEGIN").unwrap();
+    let kept = send(&mut client, "q", 1);
+    let other = send(&mut client, "q", 2);
+    let mut pop = || -> Vec<i64> {
+        client.query("SELECT msg_id FROM queue_pop('q')", &[]).unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let got = [pop(), pop()].concat();
+    assert_eq!(got, [other]);
+    assert!(pop().is_empty());
+    client.batch_execute("COMMIT").unwrap();
+    let one = read_one(&mut client, "q");
+    assert_eq!((one.msg_id, one.count), (kept, 1));
+}
+
+#[test]
+fn own_message_that_a_trigger_puts_off_and_keeps_from_pop_is_put_off() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    trigger_that(
+        &mut client,
+        "UPDATE queue.q SET visible_at = clock_timestamp() + '1 h' WHERE msg_id = OLD.msg_id",
+    );
+    client.batch_execute("BEGIN").unwrap();
+    send(&mut client, "q", 1);
+    assert!(client.query("SELECT FROM queue_pop('q')", &[]).unwrap().is_empty());
+    assert!(client.query("SELECT FROM queue_read('q', wait => '1.2 s')", &[]).unwrap().is_empty());
+    client.batch_execute("COMMIT").unwrap();
+    assert!(read(&mut client, "q", 1).is_empty());
+    client.batch_execute("UPDATE queue.q SET visible_at = NULL").unwrap();
+    assert_eq!(read_one(&mut client, "q").count, 1);
+}
+
+#[test]
+fn own_message_that_a_trigger_keeps_from_pop_is_not_delivered() {
+    let database = database_with(&["q"]);
+    let (mut client, mut other) = (session(&database), session(&database));
+    client
+        .batch_execute(
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER keep BEFORE DELETE ON queue.q FOR EACH ROW EXECUTE FUNCTION keep()",
+        )
+        .unwrap();
+    client.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut client, "q", 1);
+    assert!(client.query("SELECT FROM queue_pop('q')", &[]).unwrap().is_empty());
+    client.batch_execute("COMMIT").unwrap();
+    let one = read_one(&mut other, "q");
+    assert_eq!((one.msg_id, one.count), (msg_id, 1));
+}

@@ -310,3 +310,39 @@ fn expired_messages_that_were_held_are_found_after_those_behind_them() {
     advance_clock(&mut client, "5 min");
     wait_until("the leased one is gone", || rows(&mut client, "q") == 0);
 }
+
+/// It has taken in its settings by then, and nobody can tell it anything yet.
+#[test]
+fn worker_that_is_switched_off_as_it_starts_ends() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let first = worker_pid(&database);
+    let mut hold = Hold::everybody(&database, "worker-begin");
+    let mut client = session(&database);
+    client.execute("SELECT pg_terminate_backend($1)", &[&first]).unwrap();
+    hold.wait_reached();
+    let off = format!("ALTER DATABASE {} SET pg_queue.worker_enabled = off", database.name);
+    client.batch_execute(&off).unwrap();
+    hold.release();
+    wait_no_worker(&database);
+    set_worker(&database, true);
+}
+
+/// Of the two the role's counts, for the worker, too: it must not take the other for news each time it starts.
+#[test]
+fn setting_of_the_workers_role_goes_before_the_databases() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &["q"]);
+    let first = worker_pid(&database);
+    let mut client = session(&database);
+    client.batch_execute("ALTER ROLE postgres SET pg_queue.worker_enabled = on").unwrap();
+    let off = format!("ALTER DATABASE {} SET pg_queue.worker_enabled = off", database.name);
+    client.batch_execute(&off).unwrap();
+    wait_until("another has begun with it", || {
+        find_worker(&mut client, &database.name).is_some_and(|pid| pid != first)
+    });
+    let second = worker_pid(&database);
+    send(&mut client, "q", 1);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(worker_pid(&database), second);
+}

@@ -1,4 +1,4 @@
-//! Rules that can be broken on purpose, to see that the torture's checker notices. In builds with the feature
+//! Rules that can be broken on purpose, to see that the torture's checker notices, or valgrind. In builds with the feature
 //! `wait_points` only. Owns the setting `pg_queue.break_rule`; what is done instead stands where the rule is kept.
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
@@ -23,6 +23,8 @@ pub enum Rule {
     skip_lease_flush,
     /// A read of a queue with durable leases does not wait until they are written, and the worker takes its time.
     no_durable_wait,
+    /// A read looks at memory that has been freed.
+    use_freed_memory,
 }
 
 static BREAK_RULE: GucSetting<Rule> = GucSetting::<Rule>::new(Rule::none);
@@ -42,4 +44,18 @@ pub fn define() {
 /// Whether this rule is to be broken.
 pub fn is(rule: Rule) -> bool {
     BREAK_RULE.get() == rule
+}
+
+/// What valgrind is to notice: a decision that hangs on memory that has been freed.
+pub fn use_freed_memory() {
+    // SAFETY: none; that is what it is for. The memory stays the process's own (a block of a memory context), so without
+    // valgrind nothing comes of it.
+    let byte = unsafe {
+        let memory = pgrx::pg_sys::palloc0(64).cast::<u8>();
+        pgrx::pg_sys::pfree(memory.cast());
+        memory.add(40).read_volatile()
+    };
+    if byte == 1 {
+        pgrx::debug1!("freed memory holds a 1");
+    }
 }

@@ -47,6 +47,13 @@ impl Snapshot {
         }
     }
 
+    /// From here on it shows what this transaction has done since it was taken, too: a trigger of the owner's, say.
+    pub fn see_own(&self) {
+        // SAFETY: it is the active one, its only reference is the stack's (PushActiveSnapshot copied it), and no parallel
+        // operation is under way.
+        unsafe { pg_sys::UpdateActiveSnapshotCommandId() }
+    }
+
     /// Ends it.
     pub fn done(self) {
         // SAFETY: it is the top of the stack: snapshots are used strictly nested.
@@ -101,6 +108,29 @@ pub fn lock(oid: u32, mode: u32) {
 pub fn unlock(oid: u32, mode: u32) {
     // SAFETY: the caller holds the lock.
     unsafe { pg_sys::UnlockRelationOid(oid.into(), mode as _) }
+}
+
+/// Whether this transaction has given a table, which it has locked, other storage than others know: it was truncated,
+/// rewritten, or created. To others all that is in there is not there yet.
+pub fn is_stored_anew(oid: u32) -> bool {
+    if !super::xact::has_id() {
+        return false;
+    }
+    let none: pg_sys::SubTransactionId = 0;
+    // SAFETY: the caller holds a lock; the cache entry keeps these as long as the transaction lasts.
+    unsafe {
+        let relation = pg_sys::try_relation_open(oid.into(), pg_sys::NoLock as _);
+        if relation.is_null() {
+            return false;
+        }
+        #[cfg(feature = "pg15")]
+        let changed = (*relation).rd_firstRelfilenodeSubid;
+        #[cfg(not(feature = "pg15"))]
+        let changed = (*relation).rd_firstRelfilelocatorSubid;
+        let is_new = changed != none || (*relation).rd_createSubid != none;
+        pg_sys::relation_close(relation, pg_sys::NoLock as _);
+        is_new
+    }
 }
 
 /// Locks a name in a schema, which no relation may have yet, against everybody else who does so, until the transaction's

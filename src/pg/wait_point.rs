@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 /// Every point there is; tests name them.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "publish",
     "take-fetch",
     "load-snapshot",
@@ -30,6 +30,7 @@ const NAMES: [&str; 15] = [
     "attach",
     "restore",
     "lease-write",
+    "worker-begin",
 ];
 
 #[repr(C)]

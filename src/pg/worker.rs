@@ -248,17 +248,29 @@ const SETTINGS: &[(&std::ffi::CStr, &std::ffi::CStr)] = &[
     (c"role", c"none"),
 ];
 
+/// Whether this process is a worker of ours.
+pub fn is_ours() -> bool {
+    IS_OURS.get()
+}
+
+/// Whether there is a changed configuration to be taken in. To be asked just before a sleep: its signal sets the latch, but
+/// whatever has waited for something else since may have reset that.
+pub fn is_reload_pending() -> bool {
+    // SAFETY: ConfigReloadPending is set by the signal handler; read and cleared in the main loop only.
+    unsafe { std::ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 }
+}
+
 /// Takes in a changed configuration, if there is one.
 pub fn reload_config() -> bool {
-    // SAFETY: ConfigReloadPending is set by the signal handler; read and cleared in the main loop only.
-    unsafe {
-        if std::ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 {
+    let is_pending = is_reload_pending();
+    if is_pending {
+        // SAFETY: as above.
+        unsafe {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-            return true;
         }
     }
-    false
+    is_pending
 }
 
 /// Shows in pg_stat_activity what the worker does; empty = idle.
@@ -271,6 +283,14 @@ pub fn show(activity: &str) {
     };
     // SAFETY: the text is copied.
     unsafe { pg_sys::pgstat_report_activity(state, text.as_ptr()) };
+}
+
+/// A boolean as settings are written: `on`, `no`, `0`; `None` if it is none.
+pub fn parse_bool(text: &str) -> Option<bool> {
+    let text = std::ffi::CString::new(text).ok()?;
+    let mut value = false;
+    // SAFETY: reads a string that ends in a zero byte, writes one bool.
+    unsafe { pg_sys::parse_bool(text.as_ptr(), &mut value) }.then_some(value)
 }
 
 /// Runs `f` in a transaction of its own, with a snapshot. An error of ours or an ERROR rolls it back, is written to

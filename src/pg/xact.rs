@@ -77,6 +77,12 @@ pub fn sub_id() -> u32 {
     unsafe { pg_sys::GetCurrentSubTransactionId() }
 }
 
+/// Whether this is within a savepoint (or what PL/pgSQL makes one for), and so can be undone alone.
+pub fn is_nested() -> bool {
+    // SAFETY: reads the state of this process' transaction.
+    unsafe { pg_sys::GetCurrentTransactionNestLevel() > 1 }
+}
+
 /// Whether this transaction has written anything (has an id).
 pub fn has_id() -> bool {
     // SAFETY: reads a variable of this process.

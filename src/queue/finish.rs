@@ -91,7 +91,9 @@ fn delete_by_statement(queue: &Queue, table: &Table, msg_id: i64, snapshot: &Sna
 /// Takes a pin off again, at once: the message stays.
 pub fn unpin(at: QueueRef, msg_id: i64) -> Result<()> {
     let me = latch::my_proc();
-    journal::unpinned(at, msg_id);
+    if !journal::unpinned(at, msg_id) {
+        return Ok(());
+    }
     shmem::with_arena(|arena, now, fx| arena.pin_undo(at, msg_id, me, now, fx))
 }
 
@@ -143,13 +145,20 @@ pub fn pin(queue: &Queue, ids: &[(i64, Option<i64>)], cancel: bool) -> Result<(Q
         at
     })?;
     let mut held = Vec::with_capacity(ids.len());
-    for ((msg_id, _), pin) in ids.iter().zip(&pins) {
+    let claims_nothing =
+        |msg_id: i64, lease_id: Option<i64>| cancel || lease_id.is_none() && !mine.contains_key(&msg_id);
+    for ((msg_id, lease_id), pin) in ids.iter().zip(&pins) {
         match pin {
             Pin::Done(pinned) => {
                 journal::pinned(at, *msg_id);
                 held.push(Held { msg_id: *msg_id, pinned: Some(*pinned) });
             }
             Pin::NoSlot => held.push(Held { msg_id: *msg_id, pinned: None }),
+            // By this transaction itself, only to keep it from being read here.
+            Pin::Busy if claims_nothing(*msg_id, *lease_id) && journal::pinned_over(at, *msg_id) => {
+                let pinned = shmem::with_arena(|arena, _, _| arena.pinned_again(at, *msg_id, me))?;
+                held.extend(pinned.map(|pinned| Held { msg_id: *msg_id, pinned: Some(pinned) }));
+            }
             Pin::Lost | Pin::Busy => {}
         }
     }
@@ -268,6 +277,7 @@ fn finish_chunk(queue: &Queue, ids: &[(i64, Option<i64>)], keep: Keep, cancel: b
         return Err(Error::QueueUnknown { queue: queue.name.clone() });
     };
     for Target { place, msg_id, tid, count, is_pinned, .. } in &targets {
+        snapshot.see_own(); // a trigger on the archive may have changed the next message
         let Some(record) = find(queue, &table, *tid, *msg_id, &snapshot) else {
             if *is_pinned {
                 missed(at, *msg_id)?;

@@ -5,7 +5,7 @@
 use crate::error::Result;
 use crate::pg::call::{Args, Rows, Value};
 use crate::pg::{shmem, spi, user, xact};
-use crate::queue::{admin, resolve};
+use crate::queue::{admin, list, resolve};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::NIL;
@@ -214,7 +214,7 @@ fn archives_growing() -> Vec<Problem> {
     let problem = |row: &Vec<Value>| {
         let relation: u32 = row[0].get::<pg_sys::Oid>()?.into();
         let name = user::relation_name(relation).filter(|name| resolve::find_table(name) == Some(relation))?;
-        let is_seen = user::is_monitor() || admin::may_use(relation);
+        let is_seen = user::is_monitor() || list::may_use(relation);
         is_seen.then(|| Problem {
             is_critical: false,
             name: "archive_grows",

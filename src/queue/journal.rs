@@ -17,7 +17,8 @@
 //!
 //! A message that this transaction sent can be read and finished in it, before anybody else hears of it: its
 //! state is kept in the [`Overlay`], each change of it is an entry with what it was before, and at commit it comes
-//! into the world in the state in which it then is.
+//! into the world in the state in which it then is. Of one that is read the dispatcher must be able to keep that it was:
+//! a slot is held for it from then on.
 //!
 //! No borrow is held across a call into Postgres: a FATAL error runs the abort callback right there.
 
@@ -53,8 +54,8 @@ enum Op {
     /// A message was leased. If the read before it rolled back, the commit of this one is told.
     Leased { at: QueueRef, msg_id: i64, lease_id: i64, was_returned: bool },
     /// A message was pinned.
-    Pinned { at: QueueRef, msg_id: i64, then: Then },
-    /// A message that could have no slot was deleted.
+    Pinned { at: QueueRef, msg_id: i64, then: Then, hold: Pinning },
+    /// A message that could have no slot was deleted, or one was looked for in vain and its slot let go.
     Unslotted { relation: u32, msg_id: i64 },
     /// A lease is to be shortened at commit.
     Shorten { at: QueueRef, msg_id: i64, lease_id: i64, until_us: i64 },
@@ -67,6 +68,8 @@ enum Op {
     /// The queue's settings were changed. The old ones are kept: of a queue that this transaction created the dispatcher
     /// may know the new ones before they are committed.
     Configured { relation: u32, policy: Policy, before: Policy },
+    /// The queue was given its place, and its leases, by what this transaction has made of its table.
+    Restored { relation: u32 },
     /// The table was created: nobody must remember it if this is undone.
     Created { relation: u32 },
     /// The table was dropped.
@@ -75,6 +78,20 @@ enum Op {
     Extensions,
     /// Something of the worker's concern that is not one queue's has changed: it is to look.
     WorkerCalled,
+}
+
+/// Why a message was pinned.
+#[derive(Clone, Copy, Debug)]
+enum Pinning {
+    /// To be dealt with.
+    ForCall,
+    /// It was taken, and is to be given to nobody here.
+    Withdrawn,
+    /// Withdrawn, and dealt with by a later entry: this one only holds the pin.
+    Passed,
+    /// To be dealt with, after it was withdrawn, at whose commit that would have followed: to which it returns if this is
+    /// undone.
+    OverWithdrawn(Then),
 }
 
 #[derive(Clone, Copy)]
@@ -98,6 +115,10 @@ struct Journal {
     has_emptied: bool,
     /// Leases were shortened; the entries tell which still are.
     has_shortened: bool,
+    /// Slots are held for own messages; these tell which.
+    has_held: bool,
+    /// Messages were withdrawn; the entries tell which.
+    has_withdrawn: bool,
 }
 
 pub use crate::queue::overlay::{Own, Then as OwnThen};
@@ -124,6 +145,12 @@ impl Journal {
         !self.entries.iter().all(|entry| matches!(entry.op, Op::Leased { was_returned: false, .. }))
     }
 
+    /// Whether this transaction has emptied that table.
+    fn empties(&self, relation: u32) -> bool {
+        let is_it = |e: &Entry| matches!(e.op, Op::Emptied { relation: of } if of == relation);
+        self.has_emptied && self.entries.iter().any(is_it)
+    }
+
     /// Whether this transaction made that queue.
     fn creates(&self, relation: u32) -> bool {
         self.entries.iter().any(|e| matches!(e.op, Op::Created { relation: of } if of == relation))
@@ -137,6 +164,8 @@ impl Journal {
         self.has_ids_ahead = false;
         self.has_emptied = false;
         self.has_shortened = false;
+        self.has_held = false;
+        self.has_withdrawn = false;
         if self.entries.capacity() > 1_024 {
             self.entries = Vec::new(); // a large transaction's memory is given back
         }
@@ -205,6 +234,8 @@ pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
         return Ok(());
     }
     let sub = xact::sub_id();
+    // One that a trigger makes in the midst of another may be told of before that other one, which is older.
+    let is_unsure = pg::call::trigger_depth() > 1;
     let is_known = JOURNAL.with_borrow_mut(|j| {
         j.entries.try_reserve(2).map_err(|_| Error::Memory)?;
         let Some(index) = j.overlay.find(relation, was) else {
@@ -214,9 +245,11 @@ pub fn updated(relation: u32, was: i64, row: Row) -> Result<()> {
             return Ok(was == row.msg_id);
         };
         let local = j.overlay.get(index);
-        let count = local.row.count.max(row.count); // a read that is open here is not in the row
+        // A read that is open here is not in the row.
+        let count = if local.held.is_some() { local.row.count.max(row.count) } else { row.count };
         let local = if was == row.msg_id {
-            Local { row: Row { count, ..row }, row_count: row.count, ..local }
+            let is_unsure = is_unsure || local.is_unsure;
+            Local { row: Row { count, ..row }, row_count: row.count, aside_until_us: 0, is_unsure, ..local }
         } else {
             Local { state: State::Gone, ..local }
         };
@@ -273,14 +306,64 @@ pub fn not_leased(at: QueueRef, one: &Taken) {
 /// A message was pinned; as long as nothing else is said, to be finished. Room was reserved.
 pub fn pinned(at: QueueRef, msg_id: i64) {
     let sub = xact::sub_id();
-    JOURNAL.with_borrow_mut(|j| j.push(Op::Pinned { at, msg_id, then: Then::Finish }, sub));
+    let hold = Pinning::ForCall;
+    JOURNAL.with_borrow_mut(|j| j.push(Op::Pinned { at, msg_id, then: Then::Finish, hold }, sub));
+}
+
+/// A message that was taken was pinned, to be given to nobody; at commit `then`. Room was reserved.
+pub fn withdrawn(at: QueueRef, msg_id: i64, then: Then) {
+    let sub = xact::sub_id();
+    JOURNAL.with_borrow_mut(|j| {
+        j.has_withdrawn = true;
+        j.push(Op::Pinned { at, msg_id, then, hold: Pinning::Withdrawn }, sub);
+    });
+}
+
+/// A message that this transaction has withdrawn, which stays pinned, is to be dealt with. Whether it has. Room was
+/// reserved.
+pub fn pinned_over(at: QueueRef, msg_id: i64) -> bool {
+    let sub = xact::sub_id();
+    JOURNAL.with_borrow_mut(|j| {
+        if !j.has_withdrawn {
+            return false;
+        }
+        let mut before = None;
+        for entry in j.entries.iter_mut().rev() {
+            match &mut entry.op {
+                Op::Pinned { at: of, msg_id: id, then, hold } if *of == at && *id == msg_id => {
+                    if matches!(hold, Pinning::Withdrawn) {
+                        *hold = Pinning::Passed;
+                        before = Some(*then);
+                    }
+                    break;
+                }
+                _ => {}
+            }
+        }
+        if let Some(before) = before {
+            j.push(Op::Pinned { at, msg_id, then: Then::Finish, hold: Pinning::OverWithdrawn(before) }, sub);
+        }
+        before.is_some()
+    })
+}
+
+/// What was passed on to an entry that is undone is the withdrawal's again.
+fn withdrawn_again(entries: &mut [Entry], at: QueueRef, msg_id: i64, before: Then) {
+    for entry in entries.iter_mut().rev() {
+        if let Op::Pinned { at: of, msg_id: id, then, hold } = &mut entry.op {
+            if *of == at && *id == msg_id && matches!(hold, Pinning::Passed) {
+                (*then, *hold) = (before, Pinning::Withdrawn);
+                return;
+            }
+        }
+    }
 }
 
 /// What is to become of the message pinned last under that id.
 pub fn pinned_then(at: QueueRef, msg_id: i64, then: Then) {
     JOURNAL.with_borrow_mut(|j| {
         for entry in j.entries.iter_mut().rev() {
-            if let Op::Pinned { at: of, msg_id: id, then: after } = &mut entry.op {
+            if let Op::Pinned { at: of, msg_id: id, then: after, .. } = &mut entry.op {
                 if *of == at && *id == msg_id {
                     *after = then;
                     return;
@@ -290,17 +373,20 @@ pub fn pinned_then(at: QueueRef, msg_id: i64, then: Then) {
     });
 }
 
-/// A pin was taken off again.
-pub fn unpinned(at: QueueRef, msg_id: i64) {
+/// A message that was pinned is not to be dealt with. False: it is to stay pinned, for it was withdrawn before.
+pub fn unpinned(at: QueueRef, msg_id: i64) -> bool {
     JOURNAL.with_borrow_mut(|j| {
         let found = j
             .entries
             .iter()
             .rposition(|e| matches!(e.op, Op::Pinned { at: of, msg_id: id, .. } if of == at && id == msg_id));
-        if let Some(index) = found {
-            j.entries.remove(index);
+        let removed = found.map(|index| j.entries.remove(index).op);
+        if let Some(Op::Pinned { hold: Pinning::OverWithdrawn(before), .. }) = removed {
+            withdrawn_again(&mut j.entries, at, msg_id, before);
+            return false;
         }
-    });
+        true
+    })
 }
 
 /// The row of a message without a slot was rewritten by a verb.
@@ -308,7 +394,7 @@ pub fn rewritten(relation: u32, row: Row) -> Result<()> {
     record(Op::Updated { relation, row })
 }
 
-/// A message without a slot is being deleted.
+/// A message without a slot is being deleted, or was looked for in vain: if that is undone, it is to be loaded.
 pub fn unslotted(relation: u32, msg_id: i64) -> Result<()> {
     record(Op::Unslotted { relation, msg_id })
 }
@@ -397,6 +483,18 @@ pub fn id_is_ahead(relation: u32) -> Result<()> {
     replicated(relation)
 }
 
+/// The queue was given its place, and its leases were read, by what this transaction has made of its table: if that is
+/// undone, it is to be done anew. Room was reserved.
+pub fn restored(relation: u32) {
+    let sub = xact::sub_id();
+    JOURNAL.with_borrow_mut(|j| j.push(Op::Restored { relation }, sub));
+}
+
+/// Whether this transaction has emptied the table: then nothing is in it but what it has sent since.
+pub fn is_emptied_here(relation: u32) -> bool {
+    JOURNAL.with_borrow(|j| j.empties(relation))
+}
+
 /// Whether this transaction created the table: then nobody else has sent anything to it.
 pub fn is_created_here(relation: u32) -> bool {
     JOURNAL.with_borrow(|j| j.creates(relation))
@@ -424,30 +522,63 @@ pub fn leases_of(at: QueueRef, ids: impl Iterator<Item = i64>) -> HashMap<i64, i
 
 // ---- the transaction's own messages ------------------------------------------------------------------------
 
-/// Takes up to `most` own messages of a queue that may be delivered now. `lease_ids` gives each its fence.
-pub fn own_take(
-    relation: u32,
-    most: usize,
-    policy: Policy,
-    until_us: i64,
-    now: Now,
-    mut lease_ids: impl FnMut() -> i64,
-) -> Result<Vec<(Row, i64)>> {
+/// An own message that may be delivered.
+#[derive(Clone, Copy)]
+pub struct Readable {
+    index: usize,
+    /// Where a slot is held for it, if one is.
+    pub held: Option<QueueRef>,
+}
+
+/// Up to `most` own messages of a queue that may be delivered now.
+pub fn own_readable(relation: u32, most: usize, policy: Policy, now: Now) -> Vec<Readable> {
+    JOURNAL.with_borrow_mut(|j| {
+        let indexes = j.overlay.readable(relation, most, policy, now).into_iter();
+        indexes.map(|index| Readable { index, held: j.overlay.get(index).held }).collect()
+    })
+}
+
+/// An own message that was taken.
+pub struct OwnTaken {
+    index: usize,
+    was: Local,
+    /// Its row; the count is this delivery's.
+    pub row: Row,
+    /// Its lease.
+    pub lease_id: i64,
+}
+
+/// An own message is leased; a slot is held for it. Room was reserved.
+pub fn own_taken(message: Readable, at: QueueRef, lease_id: i64, until_us: i64) -> OwnTaken {
     let sub = xact::sub_id();
     JOURNAL.with_borrow_mut(|j| {
-        let readable = j.overlay.readable(relation, most, policy, now);
-        j.entries.try_reserve(readable.len()).map_err(|_| Error::Memory)?;
-        let mut taken = Vec::with_capacity(readable.len());
-        for index in readable {
-            let mut local = j.overlay.get(index);
-            let lease_id = lease_ids();
-            local.row.count = local.row.count.saturating_add(1);
-            local.state = State::Leased { lease_id, until_us, commit_until_us: i64::MAX };
-            j.set_own(index, local, sub);
-            taken.push((local.row, lease_id));
-        }
-        Ok(taken)
+        let was = j.overlay.get(message.index);
+        let mut local = was;
+        local.row.count = local.row.count.saturating_add(1);
+        local.state = State::Leased { lease_id, until_us, commit_until_us: i64::MAX };
+        local.held = Some(at);
+        j.has_held = true;
+        j.set_own(message.index, local, sub);
+        OwnTaken { index: message.index, was, row: local.row, lease_id }
     })
+}
+
+/// An own message just taken is given to nobody: it stands where it did before, and nothing counts; but it is not read
+/// again before `until_us`, so that those behind it are. What a trigger has made of its row meanwhile stays. To undo the
+/// taking, whose entry stays, then changes nothing.
+pub fn own_not_taken(taken: &OwnTaken, until_us: i64) {
+    JOURNAL.with_borrow_mut(|j| {
+        let mut local = j.overlay.get(taken.index);
+        if !matches!(local.state, State::Leased { lease_id, .. } if lease_id == taken.lease_id) {
+            return;
+        }
+        local.state = taken.was.state;
+        local.aside_until_us = until_us;
+        if local.row.count == taken.row.count {
+            local.row.count = taken.was.row.count.max(local.row_count);
+        }
+        j.overlay.set(taken.index, local);
+    });
 }
 
 /// Whether this transaction has sent anything that could be read in it.
@@ -485,19 +616,27 @@ pub fn own_view(relation: u32, msg_id: i64) -> Option<Local> {
 /// Changes an own message that [`own_find`] has found.
 pub fn own_set(relation: u32, msg_id: i64, then: OwnThen) -> Result<()> {
     let sub = xact::sub_id();
-    JOURNAL.with_borrow_mut(|j| {
+    let let_go = JOURNAL.with_borrow_mut(|j| {
         j.entries.try_reserve(1).map_err(|_| Error::Memory)?;
-        let Some(index) = j.overlay.find(relation, msg_id) else { return Ok(()) };
+        let Some(index) = j.overlay.find(relation, msg_id) else { return Ok(None) };
         let mut local = j.overlay.get(index);
+        let mut let_go = None;
         match then {
-            OwnThen::Finish => local.state = State::Gone,
+            OwnThen::Finish => {
+                local.state = State::Gone;
+                // Where there is no savepoint it is gone for good: nothing is to be kept of it.
+                if !xact::is_nested() {
+                    let_go = local.held.take();
+                }
+            }
             OwnThen::Wait(count) => {
                 local.row.count = count;
                 local.state = State::Waiting;
             }
             OwnThen::Rewritten(row) => {
+                // (A trigger may have changed it again since: what is unsure stays so.)
                 (local.row, local.row_count) = (row, row.count);
-                local.state = State::Waiting;
+                (local.state, local.aside_until_us) = (State::Waiting, 0);
             }
             OwnThen::Until(end_us) => {
                 if let State::Leased { until_us, commit_until_us, .. } = &mut local.state {
@@ -507,8 +646,12 @@ pub fn own_set(relation: u32, msg_id: i64, then: OwnThen) -> Result<()> {
             }
         }
         j.set_own(index, local, sub);
-        Ok(())
-    })
+        Ok(let_go)
+    })?;
+    match let_go {
+        Some(at) => shmem::with_arena(|arena, _, fx| arena.unhold(at, fx)),
+        None => Ok(()),
+    }
 }
 
 // ---- what is open in shared memory -------------------------------------------------------------------------
@@ -587,6 +730,7 @@ fn publish(journal: &Journal) {
     // but under AccessExclusiveLock, which is still held, nobody sends to or reads from the table meanwhile.
     for Entry { op, .. } in journal.entries.iter().filter(|_| journal.has_emptied) {
         if let Op::Emptied { relation } = *op {
+            unpin_all(journal, database, relation);
             empty(database, relation);
         }
     }
@@ -602,7 +746,8 @@ fn publish(journal: &Journal) {
                     Op::Leased { at, msg_id, lease_id, was_returned: true } => {
                         arena.lease_commit(at, msg_id, lease_id);
                     }
-                    Op::Pinned { at, msg_id, then } => match then {
+                    Op::Pinned { hold: Pinning::Passed, .. } => {}
+                    Op::Pinned { at, msg_id, then, .. } => match then {
                         Then::Finish => arena.pin_finish(at, msg_id, owner, fx),
                         Then::Release => arena.pin_release(at, msg_id, owner, fx),
                         Then::Refile(row) => arena.pin_refile(at, row, owner, now, fx),
@@ -636,6 +781,7 @@ fn publish(journal: &Journal) {
                     | Op::Was(..)
                     | Op::Unslotted { .. }
                     | Op::Emptied { .. }
+                    | Op::Restored { .. }
                     | Op::Created { .. }
                     | Op::Dropped { .. } => {}
                 }
@@ -678,22 +824,62 @@ fn publish(journal: &Journal) {
 }
 
 fn publish_own(arena: &mut Arena, database: u32, local: Local, pid: u32, now: Now, fx: &mut Effects) {
+    if let Some(at) = local.held {
+        arena.unhold(at, fx);
+    }
     let Some(at) = arena.queue_find(database, local.relation) else {
         arena.news_unplaced(database, fx);
         return;
     };
-    let row = Row { count: local.row_count, ..local.row };
+    let mut row = Row { count: local.row_count, ..local.row };
+    if local.is_unsure {
+        row.visible_at_us = None; // whoever takes it reads the row, and puts it off if that is too early
+    }
+    let count = local.row.count;
     match local.state {
+        State::Waiting if count > row.count => arena.publish_counted(at, row, count, now, fx),
         State::Waiting => arena.publish(at, row, Change::Insert, now, fx),
         State::Leased { lease_id, until_us, commit_until_us } => {
             let until_us = until_us.min(commit_until_us);
             let lease = Lease { until_us, pid, lxid: 0, flush_us: settings::lease_flush_us() };
             arena.publish_leased(at, row, lease_id, lease, now, fx);
+            arena.count_own(at, row.msg_id, count, fx);
         }
-        State::Gone => return,
+        State::Gone => {}
     }
-    if local.row.count > local.row_count {
-        arena.count_own(at, row.msg_id, local.row.count, fx);
+}
+
+/// No slot is held any more for the own messages from this one on.
+fn unhold_from(journal: &Journal, first: usize) {
+    if !journal.has_held {
+        return;
+    }
+    let mut held = journal.overlay.iter().skip(first).filter_map(|local| local.held).peekable();
+    while held.peek().is_some() {
+        let let_go = |arena: &mut Arena, _, fx: &mut Effects| {
+            held.by_ref().take(CHUNK).for_each(|at| arena.unhold(at, fx));
+        };
+        if shmem::with_arena(let_go).is_err() {
+            return;
+        }
+    }
+}
+
+/// What was pinned in a table that was emptied is gone like the rest: its ids may have come anew since.
+fn unpin_all(journal: &Journal, database: u32, relation: u32) {
+    let owner = latch::my_proc();
+    for chunk in journal.entries.chunks(CHUNK) {
+        let _ = shmem::with_arena(|arena, _, fx| {
+            let emptied = arena.queue_find(database, relation);
+            for Entry { op, .. } in chunk {
+                match *op {
+                    Op::Pinned { at, msg_id, .. } if Some(at) == emptied => {
+                        arena.pin_finish(at, msg_id, owner, fx)
+                    }
+                    _ => {}
+                }
+            }
+        });
     }
 }
 
@@ -737,13 +923,15 @@ fn undo_from(id: u32) {
     };
     let keep = journal.entries.iter().position(|e| e.sub >= id).unwrap_or(journal.entries.len());
     if keep < journal.entries.len() {
-        if keep > 0 {
-            undo_own(&mut journal, keep); // else all of it is forgotten below
-        }
         if shmem::is_available() {
             crate::wait_point!("return");
             let (kept, undone) = journal.entries.split_at(keep);
+            let sent = undone.iter().filter(|entry| matches!(entry.op, Op::Sent)).count();
+            unhold_from(&journal, journal.overlay.len().saturating_sub(sent));
             undo_shared(kept, undone);
+        }
+        if keep > 0 {
+            undo_own(&mut journal, keep); // else all of it is forgotten below
         }
         journal.entries.truncate(keep);
     }
@@ -758,10 +946,14 @@ fn undo_from(id: u32) {
 }
 
 fn undo_own(journal: &mut Journal, keep: usize) {
-    for entry in journal.entries[keep..].iter().rev() {
+    let (kept, undone) = journal.entries.split_at_mut(keep);
+    for entry in undone.iter().rev() {
         match entry.op {
             Op::Sent => journal.overlay.pop(),
             Op::Was(index, was) => journal.overlay.restore(index, was),
+            Op::Pinned { at, msg_id, hold: Pinning::OverWithdrawn(before), .. } => {
+                withdrawn_again(kept, at, msg_id, before);
+            }
             _ => {}
         }
     }
@@ -779,6 +971,8 @@ fn undo_shared(kept: &[Entry], undone: &[Entry]) {
                     Op::Leased { at, msg_id, lease_id, .. } => {
                         arena.lease_return(at, msg_id, lease_id, now, fx)
                     }
+                    // The entry that withdrew it has the pin.
+                    Op::Pinned { hold: Pinning::OverWithdrawn(_), .. } => {}
                     Op::Pinned { at, msg_id, .. } => arena.pin_undo(at, msg_id, owner, now, fx),
                     // Of any other queue it knows what is committed.
                     Op::Configured { relation, before, .. } if is_made_here(relation) => {
@@ -796,7 +990,7 @@ fn undo_shared(kept: &[Entry], undone: &[Entry]) {
             }
         });
         for Entry { op, .. } in chunk {
-            if let Op::Created { relation } = *op {
+            if let Op::Created { relation } | Op::Restored { relation } = *op {
                 detach(database, relation);
             }
         }
@@ -857,12 +1051,9 @@ fn note_lowest(lowest: &mut Vec<(u32, i64)>, relation: u32, msg_id: i64) {
 
 fn prepared() {
     capture::forget(0);
-    let was_written = JOURNAL.with(|j| {
-        let Ok(mut j) = j.try_borrow_mut() else { return false };
-        let was_written = !j.entries.is_empty();
-        j.forget();
-        was_written
-    });
+    let Ok(journal) = JOURNAL.with(|j| j.try_borrow_mut().map(|mut j| std::mem::take(&mut *j))) else { return };
+    unhold_from(&journal, 0);
+    let was_written = !journal.entries.is_empty();
     if was_written {
         crate::worker::prepared_committed(); // from now on the worker looks whether it is
     }

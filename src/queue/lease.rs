@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::Value;
-use crate::pg::table::{Record, Snapshot, Table};
+use crate::pg::table::{self, Record, Snapshot, Table};
 use crate::pg::{latch, shmem, spi, user};
 use crate::queue::resolve::Queue;
 use crate::queue::{column, journal, row_of};
@@ -17,16 +17,25 @@ use queue_dispatch::{LeaseCount, LeaseRow, Now, QueueRef, Restore, Row, Written,
 pub fn restore(queue: &Queue, at: QueueRef) -> Result<()> {
     const LOOK_MS: i64 = 2;
     let me = latch::my_proc();
+    journal::reserve(1)?;
     loop {
         match shmem::with_arena(|arena, _, _| arena.restore_begin(at, me))? {
             Restore::Done => return Ok(()),
+            // It may take him long: other queues' affairs do not wait for that.
+            Restore::Busy if crate::pg::worker::is_ours() => {
+                return Err(Error::BeingRestored { queue: queue.name.clone() });
+            }
             Restore::Busy => latch::sleep(LOOK_MS, latch::wait_event(c"QueueRestore")),
             Restore::Begun => break,
         }
     }
     journal::loading(Some(at));
     crate::wait_point!("restore");
-    let leases = written_leases(queue)?;
+    let is_stored_anew = table::is_stored_anew(queue.relation) && !journal::is_created_here(queue.relation);
+    if is_stored_anew {
+        journal::restored(queue.relation);
+    }
+    let leases = written_leases(queue, is_stored_anew)?;
     let mut is_full = false;
     for chunk in leases.chunks(CHUNK_MAX) {
         is_full = shmem::with_arena(|arena, now, fx| {
@@ -76,10 +85,11 @@ impl WrittenLease {
 }
 
 /// What is written of leases of messages that are there and whose own rows do not know of those deliveries: as others
-/// see it, without what this transaction itself may have changed. The queue's table is not named in a statement: that
+/// see it, without what this transaction itself may have changed; but where it has rewritten the table, others see none
+/// (`is_stored_anew`), so that it is what is there now. The queue's table is not named in a statement: that
 /// would leave a lock on it until the transaction's end, and a reader that goes on to sleep is in nobody's way.
-fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
-    let snapshot = Snapshot::latest_of_others();
+fn written_leases(queue: &Queue, is_stored_anew: bool) -> Result<Vec<WrittenLease>> {
+    let snapshot = if is_stored_anew { Snapshot::latest() } else { Snapshot::latest_of_others() };
     let outcome = user::acting_as_extension(|| {
         spi::look(
             "SELECT msg_id, lease_id, delivery_count, leased_at, until FROM queue_catalog.lease \
@@ -95,6 +105,9 @@ fn written_leases(queue: &Queue) -> Result<Vec<WrittenLease>> {
         leases.try_reserve_exact(outcome.rows.len()).map_err(|_| Error::Memory)?;
         leases.extend(outcome.rows.iter().filter_map(|row| {
             let message = table.lookup(queue.key, row[0].i64()?, &snapshot)?;
+            if journal::own_view(queue.relation, row[0].i64()?).is_some() {
+                return None; // another message, whose id came anew
+            }
             let lease = WrittenLease {
                 lease_id: row[1].i64()?,
                 count: row[2].get::<i32>()?.max(0) as u32,

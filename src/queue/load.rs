@@ -38,7 +38,8 @@ pub enum Loaded {
 /// Loads from the mark on, if there is one, until `until_us` (on the clock that never jumps) at most: millions of
 /// messages that are due much later may lie before the first that is due. The transaction holds a lock on the table. What
 /// it has done itself is not looked at: its own rows are published when it commits, and what it has deleted is still
-/// there for others, should it not.
+/// there for others, should it not. So not to be called where it has given the table other storage
+/// ([`crate::pg::table::is_stored_anew`]): there it would find nothing.
 pub fn walk(queue: &Queue, until_us: i64) -> Result<Loaded> {
     let me = latch::my_proc();
     let (start, at) = queue.with(|arena, at, _, _| (arena.load_begin(at, me), at))?;

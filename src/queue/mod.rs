@@ -4,20 +4,24 @@
 //! leases it and fetches its row, after [`load`] has brought in what has no slot; [`finish`] pins it and deletes
 //! the row, or [`retry`] rewrites it; at commit [`journal`] settles the pin. [`overlay`] is what a
 //! transaction sees of its own sends, [`wait`] how one sleeps until there is something, [`lease`] what brings leases
-//! to the tables and back. [`resolve`] knows which table a queue's name means, [`admin`] makes and changes queues,
-//! [`dead_letter`] moves what failed for good, [`redrive`] brings it back, [`peek`] and
-//! [`health`] look, [`schedule`] sends at times
-//! that [`schedule_rule`] tells.
+//! to the tables and back. [`resolve`] knows which table a queue's name means, [`create`] makes queues, [`admin`]
+//! changes and drops them, [`follow`] has them follow what plain DDL does to their tables, [`grant`] says who may.
+//! [`dead_letter`] moves what failed for good, [`redrive`] brings it back, [`peek`], [`list`] and [`health`] look,
+//! [`schedule`] sends at times that [`schedule_rule`] tells.
 
 pub mod admin;
 pub mod args;
 pub mod capture;
+pub mod create;
 pub mod dead_letter;
 mod entries;
 pub mod finish;
+pub mod follow;
+pub mod grant;
 pub mod health;
 pub mod journal;
 pub mod lease;
+pub mod list;
 pub mod load;
 pub mod overlay;
 pub mod peek;
@@ -27,10 +31,11 @@ pub mod retry;
 pub mod schedule;
 pub mod schedule_rule;
 pub mod send;
+mod stored;
 pub mod take;
 pub mod wait;
 
-/// A queue table's columns, by number: their names are the table's definition in `admin`.
+/// A queue table's columns, by number: their names are the table's definition in `create`.
 pub mod column {
     /// bigint, the primary key.
     pub const MSG_ID: usize = 1;

@@ -4,7 +4,7 @@
 //!
 //! Sending only appends; the indexes are built when something is first looked for.
 
-use queue_dispatch::{Now, Policy, Row, NEVER_US};
+use queue_dispatch::{Now, Policy, QueueRef, Row, NEVER_US};
 use std::collections::{BTreeSet, HashMap};
 
 /// Where an own message stands.
@@ -36,6 +36,15 @@ pub struct Local {
     pub row_count: u32,
     /// Where it stands.
     pub state: State,
+    /// Reads of it that were undone: they count.
+    pub undone: u32,
+    /// There may be a later version of its row than this: it is to be looked at.
+    pub is_unsure: bool,
+    /// Not read before, on the clock that never jumps: it had expired, or a trigger kept it.
+    pub aside_until_us: i64,
+    /// It was read, so its count may be more than its row's: a slot is held for it there, until this transaction ends, its
+    /// sending is undone or it is gone for good.
+    pub held: Option<QueueRef>,
 }
 
 impl Local {
@@ -102,7 +111,9 @@ impl Overlay {
 
     /// A message was sent.
     pub fn push(&mut self, relation: u32, row: Row) {
-        self.locals.push(Local { relation, row, row_count: row.count, state: State::Waiting });
+        let (state, row_count) = (State::Waiting, row.count);
+        let (undone, is_unsure, aside_until_us, held) = (0, false, 0, None);
+        self.locals.push(Local { relation, row, row_count, state, undone, is_unsure, aside_until_us, held });
     }
 
     /// The last send was undone.
@@ -169,12 +180,18 @@ impl Overlay {
         }
     }
 
-    /// Undoes a change: the message is what it was, but a read that was undone still counts, and a lease that was
-    /// lengthened stays so.
+    /// Undoes a change: the message is what it was, but a read that was undone still counts (so its slot is still held),
+    /// and a lease that was lengthened stays so.
     pub fn restore(&mut self, index: usize, was: Local) {
         let is = self.locals[index];
-        let mut local = was;
-        local.row.count = was.row.count.max(is.row.count);
+        let lease_of = |local: &Local| match local.state {
+            State::Leased { lease_id, .. } => Some(lease_id),
+            State::Waiting | State::Gone => None,
+        };
+        let was_read = lease_of(&is).is_some() && lease_of(&is) != lease_of(&was);
+        let undone = is.undone.saturating_add(u32::from(was_read));
+        let mut local = Local { held: is.held, undone, ..was };
+        local.row.count = was.row.count.saturating_add(undone.saturating_sub(was.undone));
         if let (State::Leased { lease_id, until_us, .. }, State::Leased { lease_id: held, until_us: now, .. }) =
             (&mut local.state, is.state)
         {
@@ -200,8 +217,9 @@ impl Overlay {
                 break;
             }
             let Some(index) = self.by_id.get(key).copied() else { continue };
-            let row = &self.locals[index].row;
-            if row.due_us(now).is_none() && !policy.is_exhausted(row.count) {
+            let Local { row, aside_until_us, is_unsure, .. } = &self.locals[index];
+            let is_due = *is_unsure || row.due_us(now).is_none();
+            if is_due && *aside_until_us <= now.mono_us && !policy.is_exhausted(row.count) {
                 found.push(index);
             }
         }
@@ -215,7 +233,8 @@ impl Overlay {
         }
         let later = self.locals.iter().filter(|l| l.relation == relation && !policy.is_exhausted(l.row.count));
         let times = later.map(|local| match local.state {
-            State::Waiting => local.row.due_us(now).unwrap_or(now.mono_us),
+            State::Waiting if local.is_unsure => local.aside_until_us.max(now.mono_us),
+            State::Waiting => local.row.due_us(now).unwrap_or(now.mono_us).max(local.aside_until_us),
             State::Leased { until_us, .. } => until_us,
             State::Gone => NEVER_US,
         });

@@ -255,6 +255,7 @@ impl Redrive {
         snapshot: &Snapshot,
     ) -> Result<bool> {
         let queue = &*self.queue;
+        snapshot.see_own(); // a trigger where another one went may have changed this one
         let record = find(queue, table, target.tid, target.msg_id, snapshot);
         let deleted = match (&record, &goal) {
             (Some(record), Some(_)) if table.is_plain_for_delete() => {

@@ -10,7 +10,7 @@ use crate::pg::insert::{Direct, Source};
 use crate::pg::table::{self, Snapshot, Table};
 use crate::pg::user::{self, Right};
 use crate::pg::{hooks, shmem, spi, xact};
-use crate::queue::{admin, column};
+use crate::queue::{column, list};
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::{Arena, Effects, Now, Policy, QueueRef};
@@ -101,7 +101,7 @@ pub struct Queue {
     plans: RefCell<[Option<spi::Plan>; PLANS]>,
 }
 
-/// Where a sent message's columns come from, as `admin` makes the table.
+/// Where a sent message's columns come from, as `create` makes the table.
 const SOURCES: [Source; 10] = [
     Source::Identity,    // msg_id
     Source::Clock,       // enqueued_at
@@ -346,7 +346,7 @@ fn read_settings_under(snapshot: Snapshot, relation: u32) -> Option<(u32, Settin
 /// given to the dispatcher after a promotion.
 fn attach_for_caller(queue: &Queue) -> Result<()> {
     let is_placed = queue.at.get() != UNPLACED;
-    if is_placed || xact::is_standby() || !admin::may_use(queue.relation) && !user::may_insert(queue.relation) {
+    if is_placed || xact::is_standby() || !list::may_use(queue.relation) && !user::may_insert(queue.relation) {
         return Ok(());
     }
     attach(queue)

@@ -451,6 +451,7 @@ pub fn bury_exhausted(
             }
             break;
         }
+        snapshot.see_own(); // a trigger where another one went may have changed this one
         let found = super::take::find(queue, &table, one.tid, one.msg_id, &snapshot);
         let Some(record) = found else { continue };
         match delete_at_once(queue, &table, &record, one.msg_id, &snapshot) {

@@ -12,7 +12,7 @@ use crate::pg::table::{self, AccessShareLock, RowExclusiveLock};
 use crate::pg::user::{self, Right};
 use crate::pg::{clock, shmem, spi};
 use crate::queue::schedule_rule::{self, Problem, Rule};
-use crate::queue::{admin, args, journal, resolve, send};
+use crate::queue::{admin, args, journal, list, resolve, send};
 use crate::settings;
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -232,7 +232,7 @@ pub fn queue_schedules(_args: &Args, rows: &mut Rows) -> Result<()> {
     let sees_all = user::is_monitor();
     for row in outcome.rows {
         let relation: u32 = row[0].get::<pg_sys::Oid>().map_or(0, Into::into);
-        if !sees_all && !admin::may_use(relation) {
+        if !sees_all && !list::may_use(relation) {
             continue;
         }
         let may_read = user::has_rights(relation, &[Right::Select]);
@@ -292,7 +292,10 @@ pub fn fire(relation: u32, name: &str, now_us: i64) -> Result<Fired> {
         forget(relation);
         return Ok(Fired::Gone);
     };
-    let queue = resolve::open(&queue_name, RowExclusiveLock)?;
+    let queue = match resolve::open(&queue_name, RowExclusiveLock) {
+        Err(Error::BeingRestored { .. }) => return Ok(Fired::Busy),
+        opened => opened?,
+    };
     if queue.relation != relation {
         // In another schema it is no queue, whatever has its name here.
         return Err(Error::QueueUnknown { queue: queue_name });

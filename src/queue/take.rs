@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Rows, Value};
-use crate::pg::table::{AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
+use crate::pg::table::{self, AccessShareLock, Deleted, Record, RowExclusiveLock, Snapshot, Table};
 use crate::pg::user::Right;
 use crate::pg::{clock, latch, shmem, user, xact};
 use crate::queue::load::{self, Loaded};
@@ -89,6 +89,7 @@ fn take_ready(
     #[cfg(feature = "wait_points")]
     let mut lease_us = lease_us;
     crate::if_broken!(short_leases, { lease_us /= 10 });
+    crate::if_broken!(use_freed_memory, { crate::pg::broken_rule::use_freed_memory() });
     let mut given = 0;
     let (pid, lxid) = (latch::my_pid(), latch::my_lxid());
     let is_durable = queue.settings.durable_leases;
@@ -98,7 +99,9 @@ fn take_ready(
     let flush_us = if is_durable { 0 } else { settings::lease_flush_us() };
     let mut leases = Vec::new();
     let mut leases_until_us = NEVER_US;
-    while given < quantity {
+    // What is known of an emptied table was in it before.
+    let is_emptied = journal::is_emptied_here(queue.relation);
+    while given < quantity && !is_emptied {
         pgrx::check_for_interrupts!();
         let want = (quantity - given).min(CHUNK_MAX);
         let mut taken = vec![Taken::default(); want];
@@ -176,7 +179,7 @@ fn fetch(
         #[cfg(feature = "wait_points")]
         let found = found.or_else(|| table.fetch_if_broken(one.tid));
         let Some(record) = found else {
-            forget(at, one)?;
+            forget(queue, at, one)?;
             continue;
         };
         if is_expired(&record) {
@@ -189,9 +192,7 @@ fn fetch(
         if row.visible_at_us.is_some() || row.count >= one.count {
             if is_changed_here(&record, row, one) {
                 // What this transaction wrote is not true for others yet: the slot follows at commit, if there is one.
-                if pin_leased(at, one)? {
-                    journal::pinned_then(at, one.msg_id, journal::Then::Refile(row));
-                }
+                withdraw(at, one, journal::Then::Refile(row))?;
                 continue;
             }
             match settle(at, one, row)? {
@@ -224,15 +225,30 @@ fn put_off(at: QueueRef, one: &Taken) -> Result<()> {
 }
 
 /// A message that was taken has no row. If this transaction itself may have deleted it, and may roll back, it stays
-/// pinned until the transaction's end.
-fn forget(at: QueueRef, one: &Taken) -> Result<()> {
+/// pinned until the transaction's end. Of what was only named before it was there nobody has seen a row: it need not wait
+/// for this transaction, and is looked for again should that roll back.
+fn forget(queue: &Queue, at: QueueRef, one: &Taken) -> Result<()> {
     if xact::has_id() {
-        shmem::with_arena(|arena, _, _| arena.discount(at, *one))?;
-        pin_leased(at, one)?;
-        return Ok(());
+        if one.tid.offset != 0 {
+            return withdraw(at, one, journal::Then::Finish);
+        }
+        journal::unslotted(queue.relation, one.msg_id)?;
     }
     journal::not_leased(at, one);
     shmem::with_arena(|arena, _, fx| arena.drop_taken(at, *one, fx))
+}
+
+/// What was taken is given to nobody, by what this transaction itself may have done to its row: it stays pinned until the
+/// transaction's end, or until this transaction does something else to it. At commit follows `then`.
+fn withdraw(at: QueueRef, one: &Taken, then: journal::Then) -> Result<()> {
+    journal::reserve(1)?; // a trigger of the owner's may have used up what was
+    let me = latch::my_proc();
+    let is_pinned = shmem::with_arena(|arena, _, fx| arena.pin_withdrawn(at, *one, me, fx))?;
+    if is_pinned {
+        journal::not_leased(at, one);
+        journal::withdrawn(at, one.msg_id, then);
+    }
+    Ok(()) // else its lease is over
 }
 
 /// Whether the row would withdraw the delivery, by what this transaction itself has written into it.
@@ -325,6 +341,36 @@ pub fn own_next_us(queues: &[Rc<Queue>], now: Now) -> Result<i64> {
     Ok(next_us)
 }
 
+/// Leases up to `quantity` of the transaction's own messages: as many as there are slots for.
+fn lease_own(queue: &Queue, quantity: usize, until_us: i64, now: Now) -> Result<Vec<journal::OwnTaken>> {
+    let readable = journal::own_readable(queue.relation, quantity, policy_for_own(queue)?, now);
+    let mut taken = Vec::with_capacity(readable.len());
+    journal::reserve(readable.len())?;
+    for chunk in readable.chunks(CHUNK_MAX) {
+        // Their leases need fences like all others.
+        let mut lease_ids = Vec::with_capacity(chunk.len());
+        let (at, mut to_spare) = queue.with(|arena, at, _, fx| {
+            lease_ids.clear();
+            lease_ids.extend(chunk.iter().map(|_| arena.lease_id_next()));
+            let without = || chunk.iter().filter(|one| one.held != Some(at));
+            let held = arena.hold(at, without().count());
+            // Where the queue had its place when they were read before.
+            without().take(held).filter_map(|one| one.held).for_each(|before| arena.unhold(before, fx));
+            (at, held)
+        })?;
+        for (one, lease_id) in chunk.iter().zip(lease_ids) {
+            if one.held != Some(at) {
+                if to_spare == 0 {
+                    continue; // nobody could tell at commit that it is leased
+                }
+                to_spare -= 1;
+            }
+            taken.push(journal::own_taken(*one, at, lease_id, until_us));
+        }
+    }
+    Ok(taken)
+}
+
 /// Takes from what this transaction itself has sent.
 fn take_own(
     queue: &Queue,
@@ -338,16 +384,7 @@ fn take_own(
     }
     let now = clock::now();
     let until_us = now.mono_us.saturating_add(lease_us);
-    // Its leases need fences like all others: drawn in one go, since the journal is open while they are given.
-    let mut lease_ids = Vec::with_capacity(quantity.min(journal::own_len()));
-    while lease_ids.len() < quantity.min(journal::own_len()) {
-        let want = (quantity.min(journal::own_len()) - lease_ids.len()).min(CHUNK_MAX);
-        shmem::with_arena(|arena, _, _| (0..want).for_each(|_| lease_ids.push(arena.lease_id_next())))?;
-    }
-    let policy = policy_for_own(queue)?;
-    let taken = journal::own_take(queue.relation, quantity, policy, until_us, now, || {
-        lease_ids.pop().unwrap_or_default()
-    })?;
+    let taken = lease_own(queue, quantity, until_us, now)?;
     if taken.is_empty() {
         return Ok(0);
     }
@@ -355,20 +392,27 @@ fn take_own(
     let Some(table) = Table::open(queue.relation, None) else { return Ok(0) };
     let expires_us = now.wall_us.saturating_add(lease_us);
     let mut given = 0;
-    for (row, lease_id) in taken {
+    for one in taken {
+        let journal::OwnTaken { row, lease_id, .. } = one;
         pgrx::check_for_interrupts!();
         let Some(record) = find(queue, &table, row.tid, row.msg_id, &snapshot) else {
             journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
             continue;
         };
         if is_expired(&record) {
-            let count = row.count.saturating_sub(1);
-            journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Wait(count))?;
+            journal::own_not_taken(&one, NEVER_US); // the worker has it once this is committed
+            continue;
+        }
+        if let Some(due_us) = row_of(&record).due_us(now) {
+            journal::own_not_taken(&one, due_us); // a trigger has changed it
             continue;
         }
         if mode == Mode::Pop {
             let deleted = super::finish::delete_row(queue, &table, record.tid(), row.msg_id, &snapshot)?;
             if deleted != Deleted::Ok {
+                if matches!(deleted, Deleted::Kept | Deleted::Moved) {
+                    journal::own_not_taken(&one, clock::now().mono_us.saturating_add(SECOND_US));
+                }
                 continue;
             }
             journal::own_set(queue.relation, row.msg_id, journal::OwnThen::Finish)?;
@@ -397,23 +441,32 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
     let start_us = clock::now().mono_us;
     let deadline_us = start_us.saturating_add(request.wait_us);
     let mut loads = Loads::new(request.queues.len());
-    let mut is_registered = false;
+    let (mut is_registered, mut has_waited) = (false, false);
     let mut given = 0;
     loop {
         // All that was taken is in the journal.
         pgrx::check_for_interrupts!();
+        if is_registered && wait::would_block(request.queues, checked_lock(request.mode)) {
+            wait::leave()?;
+            is_registered = false;
+        }
         // All of them first: a lock to wait for, or a refusal, would take the time of leases, or a delivery, from
         // messages that nobody gets.
         let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(request.queues.len());
         for name in request.queues {
             opened.push(open(name, request.mode)?);
         }
+        let mut lacks_worker = false;
         for queue in &opened {
             if given == request.quantity {
                 break;
             }
-            if given == 0 && wants_worker(queue)? {
-                return Err(Error::NoWorker { queue: queue.name.clone() });
+            if wants_worker(queue)? {
+                if given == 0 {
+                    return Err(Error::NoWorker { queue: queue.name.clone() });
+                }
+                lacks_worker = true; // what was given is not kept from the caller for that
+                continue;
             }
             let lease_us = request.lease_us.unwrap_or(queue.settings.visibility_timeout_us);
             let left = request.quantity - given;
@@ -421,7 +474,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
         }
         // Not enough is ready: what is under a mark, or due but not tracked, is brought in first. Only then is a
         // wake-up passed on that this call did not use: else the next one would load the same.
-        let next = if given == request.quantity {
+        let next = if given == request.quantity || lacks_worker {
             Next::Empty
         } else {
             bring_in(&opened, start_us, given > 0, &mut loads)?
@@ -431,7 +484,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
             is_registered = false;
         }
         if given > 0 && !matches!(next, Next::TakeAgain) {
-            return Ok(());
+            return if has_waited { wait::passed_on(&opened) } else { Ok(()) };
         }
         // From here on nothing needs the tables: a sleeper is in nobody's way. Where messages were given (or, by
         // queue_pop, deleted) the locks stay until the transaction ends, as after any statement.
@@ -452,7 +505,7 @@ fn read(request: &Request, give: &mut dyn FnMut(&Queue, Delivery)) -> Result<()>
             return wait::passed_on(&opened);
         }
         loads.begin_anew();
-        is_registered = true;
+        (is_registered, has_waited) = (true, true);
         // (One of them may have expired, and stay unread.)
         let own_us = own_next_us(&opened, now)?.max(now.mono_us.saturating_add(AWAIT_US));
         wait::sleep(&opened, until_us.min(own_us))?;
@@ -510,14 +563,14 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, has_some: bool, loads: &mut
     for (place, queue) in queues.iter().enumerate() {
         let (is_marked, is_paused, is_ready) =
             queue.with(|arena, at, _, _| (arena.load_needed(at), arena.is_paused(at), arena.has_ready(at)))?;
-        if is_paused {
+        if is_paused || journal::is_emptied_here(queue.relation) {
             continue;
         }
         if is_ready {
             return Ok(Next::TakeAgain); // loaded or published by others since we took
         }
-        if journal::is_created_here(queue.relation) {
-            continue; // all that is in it is this transaction's own
+        if table::is_stored_anew(queue.relation) {
+            continue; // none of it is there for others yet, and so for a load: it would mark all as loaded
         }
         match load::scan(queue)? {
             Loaded::Done if has_ready(queue)? => return Ok(Next::TakeAgain),
@@ -553,6 +606,9 @@ pub fn bring_in(queues: &[Rc<Queue>], start_us: i64, has_some: bool, loads: &mut
 
 /// Whether something may be taken at once.
 pub fn has_ready(queue: &Queue) -> Result<bool> {
+    if journal::is_emptied_here(queue.relation) {
+        return Ok(false);
+    }
     queue.with(|arena, at, now, fx| arena.look_ready(at, now, fx))
 }
 

@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::pg::call::{Args, Value};
-use crate::pg::table::AccessShareLock;
+use crate::pg::table::{self, AccessShareLock};
 use crate::pg::user::Right;
 use crate::pg::{clock, latch, shmem, xact};
 use crate::queue::resolve::{self, Queue};
@@ -31,7 +31,9 @@ pub fn strikes_us(start_us: i64, now: Now) -> i64 {
 /// Sleeps until one of the queues may have something, at most until `until_us`.
 pub fn sleep(queues: &[Rc<Queue>], until_us: i64) -> Result<()> {
     let me = latch::my_proc();
-    let places: Vec<QueueRef> = queues.iter().map(|queue| queue.at()).collect();
+    // (What has become ready in a table that this transaction has emptied is not there for it.)
+    let is_there = |queue: &&Rc<Queue>| !journal::is_emptied_here(queue.relation);
+    let places: Vec<QueueRef> = queues.iter().filter(is_there).map(|queue| queue.at()).collect();
     // Registered first: whatever becomes ready from here on wakes us. Then a last look.
     journal::waiting(true);
     let (next_us, now_us) = shmem::with_arena(|arena, now, fx| {
@@ -71,7 +73,22 @@ pub fn leave() -> Result<()> {
     Ok(())
 }
 
-/// A waiter leaves for good, with nothing. Where no worker is there to come when the next message is due, that is known
+/// Whether somebody holds a lock on one of several queues that one who was woken by another would have to wait for: then
+/// he leaves first, so that his wake-up goes on. (Of a single queue the others would have to wait, too.)
+pub fn would_block(names: &[String], mode: u32) -> bool {
+    let is_locked = |name: &String| {
+        resolve::find_table(name).is_some_and(|relation| {
+            let is_free = table::try_lock(relation, mode);
+            if is_free {
+                table::unlock(relation, mode);
+            }
+            !is_free
+        })
+    };
+    names.len() > 1 && names.iter().any(is_locked)
+}
+
+/// A waiter leaves for good. Where no worker is there to come when the next message is due, that is known
 /// to the one who was woken when it was sent: another is to know it now.
 pub fn passed_on(queues: &[Rc<Queue>]) -> Result<()> {
     for queue in queues {
@@ -125,6 +142,10 @@ fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<
         if drops_snapshots {
             xact::ensure_snapshot();
         }
+        if is_registered && would_block(names, AccessShareLock) {
+            leave()?;
+            is_registered = false;
+        }
         let mut opened: Vec<Rc<Queue>> = Vec::with_capacity(names.len());
         for name in names {
             let queue = resolve::open(name, AccessShareLock)?;
@@ -146,6 +167,7 @@ fn wait(names: &[String], wait_us: i64, drops_snapshots: bool) -> Result<Option<
             is_registered = false;
         }
         if ready.is_some() {
+            // (Who reads now sees to what is due next.)
             opened.iter().for_each(|queue| queue.unlock(AccessShareLock));
             return Ok(ready);
         }

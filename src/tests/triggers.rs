@@ -91,8 +91,10 @@ mod tests {
         assert_eq!(number("SELECT count(*) FROM queue_pop('q')"), 0, "what is not deleted is not popped");
         run("DROP TRIGGER keep ON queue.q");
         assert_eq!(number("SELECT count(*) FROM queue.q"), 1);
-        run("SELECT queue_release('q', '{1}')");
-        assert_eq!(column("SELECT msg_id FROM queue_read('q')"), [json!(1)], "it is not forgotten");
+        // Nor is it tried again at once: only after a second.
+        assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 0);
+        let read = "SELECT msg_id FROM queue_read('q', wait => '10 s')";
+        assert_eq!(column(read), [json!(1)], "it is not forgotten");
     }
 
     #[pg_test]

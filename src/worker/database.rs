@@ -73,6 +73,7 @@ const REPORTED_MS: i64 = 1_000;
 /// The worker's main function; its argument is the database's oid.
 pub fn main(database: u32) {
     worker::begin(database);
+    crate::wait_point!("worker-begin");
     match serves_extension() {
         Some(true) => {}
         Some(false) => {
@@ -83,7 +84,7 @@ pub fn main(database: u32) {
         None => worker::end(),
     }
     end_if_disabled(database);
-    let enabled = survey::enabled_setting();
+    let enabled = survey::enabled_at_start();
     worker::at_exit(|| {
         avoid::worker_ends();
         let (database, me) = (user::database(), latch::my_proc());
@@ -104,21 +105,31 @@ pub fn main(database: u32) {
         tell_end(database, true);
         worker::end();
     }
+    // From here on it is told; what was set since its start it was not.
+    if survey::enabled_setting() != enabled {
+        worker::end(); // the next one begins with it
+    }
     let wait_event = latch::wait_event(c"QueueWorker");
     let mut rounds = Rounds::default();
     let mut archives = expiry::Archives::default();
     let mut survey = survey::Survey::default();
     let (mut prepared_us, mut look_us) = (0, NEVER_US);
     let mut schedules = Schedules::new();
+    let mut is_first = true;
     loop {
         if worker::reload_config() {
             end_if_disabled(database);
         }
-        let is_called = shmem::with_arena(|arena, _, _| arena.worker_round(database)).unwrap_or(true);
+        // Of two for a moment the one that is replaced ends, and takes no call from the other.
+        let is_called = shmem::with_arena(|arena, _, _| {
+            (arena.worker_proc(database) == me).then(|| arena.worker_round(database))
+        });
+        let Some(is_called) = is_called.unwrap_or(Some(true)) else { worker::end() };
+        let is_called = is_called | std::mem::take(&mut is_first);
         if is_called {
             end_if_unwanted(database);
             if survey::enabled_setting() != enabled {
-                worker::end(); // the next one begins with it
+                worker::end();
             }
         }
         if is_called || look_us <= clock::now().mono_us {
@@ -141,7 +152,9 @@ pub fn main(database: u32) {
         if !(0..=REPORTED_MS).contains(&sleep_ms) {
             worker::report_statistics(true);
         }
-        latch::sleep(sleep_ms, wait_event);
+        if !worker::is_reload_pending() {
+            latch::sleep(sleep_ms, wait_event);
+        }
     }
 }
 
@@ -153,15 +166,12 @@ fn end_if_disabled(database: u32) {
     }
 }
 
-/// Ends this worker if another has its place, or somebody needs the database for himself, or it has become one that
-/// gets no worker (a template, say), or there is nothing to serve in it any more.
+/// Ends this worker if somebody needs the database for himself, or it has become one that gets no worker (a template,
+/// say), or there is nothing to serve in it any more.
 fn end_if_unwanted(database: u32) {
-    let me = latch::my_proc();
-    let is_replaced =
-        matches!(shmem::with_arena(|arena, _, _| arena.worker_proc(database)), Ok(proc) if proc != me);
     let is_listed =
         || worker::transaction("looking for databases", || Ok(worker::databases().contains(&database)));
-    if is_replaced || super::is_kept_away(database) || is_listed() == Some(false) {
+    if super::is_kept_away(database) || is_listed() == Some(false) {
         worker::end();
     }
     // If that cannot be told now, it is as it was.
@@ -203,6 +213,8 @@ struct Rounds {
     turns: Turns,
     /// Queues that could not be loaded.
     failing: HashMap<u32, Delay>,
+    /// New ones that could not be looked at.
+    unseen: HashMap<u32, Delay>,
     expiring: expiry::Expiring,
     sweeps: leases::Sweeps,
 }
@@ -215,6 +227,7 @@ impl Rounds {
         };
         self.turns.retain(|relation, _| is_here(relation));
         self.failing.retain(|relation, _| is_here(relation));
+        self.unseen.retain(|relation, _| is_here(relation));
         self.expiring.retain(is_here);
         self.sweeps.retain(is_here);
     }
@@ -247,6 +260,9 @@ impl Rounds {
             let here = std::mem::replace(&mut from, next);
             if let Some(tick) = tick {
                 next_us = next_us.min(tick.next_us);
+                if let Some(delay) = self.unseen.get(&tick.relation) {
+                    next_us = next_us.min(delay.until_us);
+                }
                 if tick.flush {
                     to_flush.push((tick.queue, tick.relation));
                 }
@@ -296,6 +312,7 @@ impl Rounds {
             || tick.expire
             || tick.sweep
             || tick.is_new
+            || self.is_unseen_due(tick.relation)
             || self.sweeps.is_under_way(tick.relation)
     }
 
@@ -308,12 +325,33 @@ impl Rounds {
         if tick.sweep || tick.is_new || self.sweeps.is_under_way(tick.relation) {
             next_us = next_us.min(self.sweeps.sweep(database, tick));
         }
-        if tick.is_new && !(raise_identity(database, tick) & enable_triggers(database, tick)) {
-            // Somebody holds a lock on it, the one who made it perhaps: later.
-            let _ = shmem::with_arena(|arena, _, _| arena.queue_look_again(tick.queue));
-            next_us = next_us.min(clock::now().mono_us + LOOK_AGAIN_US);
+        if tick.is_new || self.is_unseen_due(tick.relation) {
+            next_us = next_us.min(self.look_after_new(database, tick));
         }
         next_us
+    }
+
+    /// Whether it is time to look again at a new queue.
+    fn is_unseen_due(&self, relation: u32) -> bool {
+        self.unseen.get(&relation).is_some_and(|delay| delay.until_us <= clock::now().mono_us)
+    }
+
+    /// Looks after a queue that is new, or whose rows came from elsewhere. Returns when to look again.
+    fn look_after_new(&mut self, database: u32, tick: &Tick) -> i64 {
+        let delay = match [raise_identity(database, tick), enable_triggers(database, tick)] {
+            [Some(true), Some(true)] => {
+                self.unseen.remove(&tick.relation);
+                return NEVER_US;
+            }
+            // It failed (and the log says why): perhaps it will not the next time.
+            [None, _] | [_, None] => {
+                self.unseen.get(&tick.relation).copied().unwrap_or_default().longer(&FAILED_US)
+            }
+            // Somebody holds a lock on it, the one who made it perhaps.
+            _ => Delay::default().longer(&(LOOK_AGAIN_US..=LOOK_AGAIN_US)),
+        };
+        self.unseen.insert(tick.relation, delay);
+        delay.until_us
     }
 }
 
@@ -465,7 +503,7 @@ pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
     };
     match queue {
         Ok(queue) if queue.relation == tick.relation => Ok(Opened::Yes(queue)),
-        Ok(_) => Ok(Opened::Locked), // renamed a moment ago
+        Ok(_) | Err(crate::Error::BeingRestored { .. }) => Ok(Opened::Locked), // or renamed a moment ago
         Err(crate::Error::QueueUnknown { .. }) => {
             super::forget_queue(database, tick.relation);
             Ok(Opened::Gone)
@@ -476,7 +514,8 @@ pub fn open(database: u32, tick: &Tick, mode: u32) -> crate::Result<Opened> {
 
 /// Rows that came with ids of their own (a restore, a replica, plain INSERT) leave the identity behind: then the
 /// next send would collide with one of them. Raised past the highest id of queue and archive, if it is behind.
-fn raise_identity(database: u32, tick: &Tick) -> bool {
+/// False: not now; `None`: it failed.
+fn raise_identity(database: u32, tick: &Tick) -> Option<bool> {
     const BEHIND: &str = "SELECT s.oid FROM \
         (SELECT pg_catalog.pg_get_serial_sequence($1, 'msg_id')::pg_catalog.regclass::pg_catalog.oid) AS s (oid) \
         WHERE $2 OPERATOR(pg_catalog.>) COALESCE(pg_catalog.pg_sequence_last_value(s.oid), 0)";
@@ -512,7 +551,7 @@ fn raise_identity(database: u32, tick: &Tick) -> bool {
             );
         }
         Ok(true)
-    }) != Some(false)
+    })
 }
 
 /// Ids beyond this do not raise an identity: whoever may INSERT could else use up all there are with one row.
@@ -533,8 +572,8 @@ fn highest_id(relation: u32) -> Option<i64> {
 }
 
 /// A restore with --disable-triggers leaves ours enabled like ordinary ones, which do not fire for logical
-/// replication: they are to fire always. Those that somebody has disabled stay so.
-fn enable_triggers(database: u32, tick: &Tick) -> bool {
+/// replication: they are to fire always. Those that somebody has disabled stay so. False: not now; `None`: it failed.
+fn enable_triggers(database: u32, tick: &Tick) -> Option<bool> {
     worker::transaction("looking after triggers", || {
         let queue = match open(database, tick, AccessShareLock)? {
             Opened::Yes(queue) => queue,
@@ -557,7 +596,7 @@ fn enable_triggers(database: u32, tick: &Tick) -> bool {
             user::acting_as(user::owner(queue.relation), || spi::run(&enable, &[], &[]));
         }
         Ok(true)
-    }) != Some(false)
+    })
 }
 
 /// What prepared transactions that have been committed meanwhile sent: their rows name the queue and the lowest

@@ -86,7 +86,9 @@ pub fn main(_argument: u32) {
             let _ = shmem::with_server(|server, _| server.probe_all = true);
         }
         let sleep_ms = look(&mut known);
-        latch::sleep(sleep_ms, wait_event);
+        if !worker::is_reload_pending() {
+            latch::sleep(sleep_ms, wait_event);
+        }
     }
 }
 

@@ -164,6 +164,8 @@ struct Sweep {
     after: i64,
     /// Counts are to be corrected, too.
     is_recounted: bool,
+    /// Another one is to follow.
+    is_asked_again: bool,
 }
 
 impl Sweeps {
@@ -185,29 +187,32 @@ impl Sweeps {
                     // What is behind us, too, once this one is done.
                     let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
                 }
-                known.into_mut()
+                let known = known.into_mut();
+                known.is_asked_again |= tick.is_new;
+                known
             }
             Entry::Vacant(place) => {
                 // What becomes stale from here on asks for another.
                 let is_recounted = shmem::with_arena(|arena, _, _| arena.sweep_begin(tick.queue));
                 let is_recounted = is_recounted.unwrap_or(false) || tick.is_new;
-                place.insert(Sweep { after: i64::MIN, is_recounted })
+                place.insert(Sweep { after: i64::MIN, is_recounted, is_asked_again: false })
             }
         };
         match sweep_some(database, tick, sweep) {
             Some(Some(true)) => {
+                let is_asked_again = sweep.is_asked_again;
                 self.0.remove(&tick.relation);
-                NEVER_US
-            }
-            Some(Some(false)) => clock::now().mono_us, // after the others' turns
-            failed => {
-                self.0.remove(&tick.relation);
-                let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
-                if failed.is_some() {
+                if is_asked_again {
                     clock::now().mono_us + LOOK_AGAIN_US
                 } else {
                     NEVER_US
                 }
+            }
+            Some(Some(false)) => clock::now().mono_us, // after the others' turns
+            Some(None) | None => {
+                self.0.remove(&tick.relation);
+                let _ = shmem::with_arena(|arena, _, _| arena.sweep_again(tick.queue));
+                clock::now().mono_us + LOOK_AGAIN_US
             }
         }
     }
@@ -218,6 +223,7 @@ impl Sweeps {
 /// on the table; `None`: it failed.
 fn sweep_some(database: u32, tick: &Tick, sweep: &mut Sweep) -> Option<Option<bool>> {
     let (mut after, is_recounted) = (sweep.after, sweep.is_recounted);
+    let mut corrected = Vec::new();
     let done = worker::transaction("sweeping leases", || {
         let queue = match open(database, tick, AccessShareLock)? {
             Opened::Yes(queue) => queue,
@@ -233,7 +239,7 @@ fn sweep_some(database: u32, tick: &Tick, sweep: &mut Sweep) -> Option<Option<bo
             if !rows.is_empty() {
                 let kept = spi::in_passing(|| delete_stale(&queue, &rows))?;
                 if is_recounted {
-                    spi::in_passing(|| recount(&queue, tick.queue, &kept))?;
+                    corrected.extend(spi::in_passing(|| recount(&queue, tick.queue, &kept))?);
                 }
             }
             match rows.last() {
@@ -247,6 +253,14 @@ fn sweep_some(database: u32, tick: &Tick, sweep: &mut Sweep) -> Option<Option<bo
         }
     });
     sweep.after = after;
+    // What it was told it may forget once that is committed.
+    for chunk in corrected.chunks(CHUNK_MAX).filter(|_| matches!(done, Some(Some(_)))) {
+        let _ = shmem::with_arena(|arena, now, fx| {
+            chunk
+                .iter()
+                .for_each(|(msg_id, count)| arena.row_is_corrected(tick.queue, *msg_id, *count, now, fx));
+        });
+    }
     done
 }
 
@@ -293,8 +307,9 @@ fn delete_stale(queue: &Queue, rows: &[WrittenRow]) -> crate::Result<Vec<Written
     Ok(kept)
 }
 
-/// Corrects rows of deliveries that were given back and do not count.
-fn recount(queue: &Queue, at: QueueRef, rows: &[WrittenRow]) -> crate::Result<()> {
+/// Corrects rows of deliveries that were given back and do not count, or that ended early. Returns those, and what they
+/// say now.
+fn recount(queue: &Queue, at: QueueRef, rows: &[WrittenRow]) -> crate::Result<Vec<(i64, u32)>> {
     let relation = Value::of(pg_sys::Oid::from(queue.relation));
     let mut fates = Vec::new();
     for chunk in rows.chunks(CHUNK_MAX) {
@@ -312,12 +327,12 @@ fn recount(queue: &Queue, at: QueueRef, rows: &[WrittenRow]) -> crate::Result<()
     const LESS: &str = "UPDATE queue_catalog.lease SET delivery_count = $3, until = NULL \
         WHERE queue OPERATOR(pg_catalog.=) $1 AND msg_id OPERATOR(pg_catalog.=) $2";
     let types = [pg_sys::OIDOID, pg_sys::INT8OID, pg_sys::INT4OID].map(u32::from);
-    for (msg_id, count) in fates {
+    for (msg_id, count) in fates.iter().copied() {
         let values = [relation, Value::of(msg_id), Value::of(count.min(i32::MAX as u32) as i32)];
         match count {
             0 => spi::run(GONE, &types[..2], &values[..2]),
             _ => spi::run(LESS, &types, &values),
         };
     }
-    Ok(())
+    Ok(fates)
 }

@@ -38,7 +38,7 @@ use crate::pg::call::Value;
 use crate::pg::shmem::Request;
 use crate::pg::table::Snapshot;
 use crate::pg::{latch, shmem, spi, user, worker, xact};
-use crate::queue::{admin, journal, resolve, send};
+use crate::queue::{follow, journal, list, resolve, send};
 use pgrx::pg_sys;
 use queue_dispatch::NIL;
 use std::cell::Cell;
@@ -232,7 +232,7 @@ pub fn table_altered(relation: u32) {
 pub fn table_renamed(relation: u32) {
     if is_queue_table(relation) {
         crate::pg::xact::command_done();
-        admin::table_renamed(relation);
+        follow::table_renamed(relation);
     }
 }
 
@@ -241,7 +241,7 @@ pub fn table_reowned(relation: u32, was: u32) {
     // pg_upgrade makes the extension's members one by one, and gives archives to their owners itself.
     if is_queue_table(relation) && !worker::is_binary_upgrade() {
         crate::pg::xact::command_done();
-        admin::table_reowned(relation, was);
+        follow::table_reowned(relation, was);
     }
 }
 
@@ -253,10 +253,10 @@ pub fn table_dropped(relation: u32) {
             error.raise();
         }
         if user::is_table(relation) {
-            admin::dead_letter_queue_dropped(relation);
+            follow::dead_letter_queue_dropped(relation);
         }
     } else if user::is_table(relation) && is_table_in(c"queue_archive", relation) {
-        admin::archive_dropped(relation);
+        follow::archive_dropped(relation);
     }
 }
 
@@ -292,7 +292,7 @@ pub fn subscriptions_changed() {
 
 /// A session listens to this channel, or will when its transaction commits.
 pub fn listening(channel: &str) {
-    if !channel.starts_with(admin::CHANNEL_PREFIX) || !shmem::is_available() {
+    if !channel.starts_with(list::CHANNEL_PREFIX) || !shmem::is_available() {
         return;
     }
     // Anybody may LISTEN anywhere; a database that has no queues takes nobody's place.

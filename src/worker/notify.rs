@@ -4,7 +4,7 @@
 
 use crate::pg::call::Value;
 use crate::pg::{clock, shmem, spi, user, worker};
-use crate::queue::admin;
+use crate::queue::list;
 use crate::settings;
 use pgrx::pg_sys;
 use queue_dispatch::QueueRef;
@@ -19,7 +19,7 @@ pub fn notify(queues: &[(QueueRef, u32)]) {
         spi::run("SELECT pg_catalog.set_config('synchronous_commit', 'off', true)", &[], &[]);
         for (_, relation) in queues {
             if let Some(name) = user::relation_name(*relation) {
-                let channel = admin::channel(&name);
+                let channel = list::channel(&name);
                 spi::run(
                     "SELECT pg_catalog.pg_notify($1, '')",
                     &[pg_sys::TEXTOID.into()],

@@ -11,6 +11,7 @@ use crate::pg::table::{self, AccessShareLock, RowExclusiveLock, Snapshot, Table}
 use crate::pg::{clock, shmem, spi, user, worker};
 use crate::queue::column;
 use crate::queue::resolve::{self, Queue};
+use crate::settings;
 use crate::worker::avoid;
 use crate::worker::database::{try_lock_catalog, LOOK_AGAIN_US};
 use crate::worker::delay::{Delay, FAILED_US};
@@ -110,7 +111,7 @@ fn attach_queues(database: u32, has_said_full: &mut bool) -> Seen {
                 break;
             }
             Some(Ok(true)) => {}
-            Some(Ok(false)) => all = all.max(Seen::NotNow),
+            Some(Ok(false) | Err(Error::BeingRestored { .. })) => all = all.max(Seen::NotNow),
             // Any other error: it is changed or dropped right now, or broken. Whoever uses it next attaches it, too.
             Some(Err(_)) | None => all = Seen::Failed,
         }
@@ -168,12 +169,30 @@ fn has_expiring(relation: u32) -> bool {
     has_some
 }
 
-/// What `ALTER DATABASE ... SET pg_queue.worker_enabled` has set for this database, as it is written: another process
-/// would have taken it in at its start.
-pub fn enabled_setting() -> Option<String> {
+/// What this process took in of `ALTER DATABASE ... SET pg_queue.worker_enabled` at its start. Where a setting of its role
+/// has hidden that: what it says now.
+pub fn enabled_at_start() -> Option<bool> {
+    let source = worker::transaction("looking at settings", || {
+        let outcome = spi::look(
+            "SELECT source FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'pg_queue.worker_enabled'",
+            &[],
+            &[],
+        );
+        Ok(outcome.rows.first().and_then(|row: &Vec<Value>| row[0].text()))
+    });
+    match source.flatten().as_deref() {
+        Some("user" | "database user") | None => enabled_setting(),
+        Some("database") => Some(settings::is_worker_enabled()),
+        Some(_) => None,
+    }
+}
+
+/// What it says now: another process would take that in.
+pub fn enabled_setting() -> Option<bool> {
     worker::transaction("looking at settings", || {
         let outcome = spi::look(
-            "SELECT s FROM pg_catalog.pg_db_role_setting d, LATERAL pg_catalog.unnest(d.setconfig) s \
+            "SELECT pg_catalog.split_part(s, '=', 2) \
+             FROM pg_catalog.pg_db_role_setting d, LATERAL pg_catalog.unnest(d.setconfig) s \
              WHERE d.setrole OPERATOR(pg_catalog.=) 0 \
              AND d.setdatabase OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
                WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
@@ -181,7 +200,12 @@ pub fn enabled_setting() -> Option<String> {
             &[],
             &[],
         );
-        Ok(outcome.rows.first().and_then(|row: &Vec<Value>| row[0].text()))
+        Ok(outcome
+            .rows
+            .first()
+            .and_then(|row: &Vec<Value>| row[0].text())
+            .as_deref()
+            .and_then(worker::parse_bool))
     })
     .flatten()
 }

@@ -85,6 +85,10 @@ impl Checker<'_> {
         if sent.end.outcome != Outcome::Acknowledged || self.ledger.contains(&message.key) && !is_done {
             return;
         }
+        // A failover may have lost it, after it was delivered and before it was finished.
+        if self.may_be_undone(sent.end.over_us, Us::MAX) {
+            return;
+        }
         let mut away = vec![(0, sent.end.over_us.max(sent.due_us))];
         away.extend(message.delivered.iter().map(|one| (one.began_us, Self::may_hold_until_us(one))));
         away.extend(message.acts.iter().filter_map(|act| {

@@ -45,6 +45,9 @@ fn no_stalled_when_not_committed_due_or_there() {
     };
     assert_clean(with(&|history| history.sent[0].end.outcome = Outcome::Unknown));
     assert_clean(with(&|history| history.sent[0].due_us = 11 * S));
+    let blow = Blow::Failover { kept_until_us: Some(0) };
+    let lost = with(&|history| history.blows.push(BlowAt { blow, from_us: 2 * S, to_us: 3 * S }));
+    assert_broken(&judged(lost), &[]);
     assert_broken(&judged(with(&|history| history.sent[0].due_us = 7 * S)), STALLED);
     // Never delivered, but in the ledger: taken by somebody whom nobody saw.
     let history = with(&|history| {

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use anyhow::Result;
-use queue_tests::{ServerUser, PG_CONFIG_ENV};
+use queue_tests::{ServerUser, CLUSTERS_ENV, PG_CONFIG_ENV};
 
 use super::build::{forget_cargo_run, Builder};
 use super::run::{command_line, say};
@@ -34,8 +34,9 @@ pub fn run(options: &Options) -> Result<bool> {
     let seed = options.seed.unwrap_or(clock.as_secs());
     say(format!("{} sequences of seed {seed}", options.sequences));
     let mut test = Command::new("cargo");
-    test.args(["test", "-p", "queue-tests", "--test", "model", "--", "--nocapture"]).current_dir(repository());
-    test.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
+    test.args(["test", "--release", "-p", "queue-tests", "--test", "model", "--", "--nocapture"])
+        .current_dir(repository());
+    test.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config).env(CLUSTERS_ENV, provision::clusters());
     test.env("PG_QUEUE_MODEL_SEQUENCES", options.sequences.to_string());
     test.env("PG_QUEUE_MODEL_SEED", seed.to_string());
     forget_cargo_run(&mut test);

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{anyhow, bail, Context, Result};
-use queue_tests::{PgTree, ServerUser};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{access, AccessFlags};
+use queue_tests::{PgTree, ServerUser, CLUSTERS_ENV};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -90,6 +92,8 @@ pub fn build_tools() -> Result<PathBuf> {
         install.args(["install", "--locked", "cargo-pgrx", "--version", CARGO_PGRX_VERSION, "--force"]);
         // Its default features want OpenSSL's headers, for downloads that rustls does as well.
         install.args(["--no-default-features", "--root"]);
+        // It runs for seconds: to optimise it takes longer than it would save.
+        install.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
         run(install.arg(&root).env_remove("CARGO_TARGET_DIR"))?;
     }
     Ok(program)
@@ -476,7 +480,25 @@ pub fn clone_tree(tree: &Tree, purpose: &str, user: &ServerUser) -> Result<Tree>
             copy.root.display()
         );
     }
+    queue_tests::keep_data(&copy.pg, user)?;
     Ok(copy)
+}
+
+/// Memory as a file system, as Linux has it.
+const MEMORY: &str = "/dev/shm";
+/// The clusters that are there at a time take a fraction of it.
+const MEMORY_WANTED: u64 = 8 << 30;
+
+/// Where the clusters of tests lie: where they are told to, or in memory, where there is enough. Tests make and drop a
+/// thousand databases, each of three hundred files, and ext4 is slow to make files where many were just deleted: that was
+/// two fifths of the suite's processor time. (Benchmarks and the torture run are on a disk.)
+pub fn clusters() -> PathBuf {
+    if let Some(place) = std::env::var_os(CLUSTERS_ENV) {
+        return place.into();
+    }
+    let has_room = statvfs(MEMORY).is_ok_and(|it| it.blocks_available() * it.fragment_size() >= MEMORY_WANTED);
+    let may_write = access(MEMORY, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    if has_room && may_write { MEMORY } else { "/tmp" }.into()
 }
 
 /// `cargo pgrx test` as root works through sudo.

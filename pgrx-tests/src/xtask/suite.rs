@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::{kill, killpg, Signal};
 use nix::unistd::Pid;
-use queue_tests::{PgTree, ServerUser, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV, SKIPPED};
+use queue_tests::{PgTree, ServerUser, CLUSTERS_ENV, PG_CONFIG_ENV, PG_CONFIG_OLD_ENV, SKIPPED};
 
 use super::build::{forget_cargo_run, Builder};
 use super::report::Tally;
@@ -123,11 +123,12 @@ impl Suite<'_> {
         }
         sessions.args(self.filter);
         sessions.env(PG_CONFIG_ENV, &builder.tree.pg.pg_config);
-        // These tests wait more than they compute: half as many again as there are cores keeps the cores busy.
+        // These tests wait more than they compute: twice as many as there are cores keeps the cores busy.
         if std::env::var_os(TEST_THREADS_ENV).is_none() {
             let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-            sessions.env(TEST_THREADS_ENV, (cores + cores.div_ceil(2)).to_string());
+            sessions.env(TEST_THREADS_ENV, (2 * cores).to_string());
         }
+        sessions.env(CLUSTERS_ENV, provision::clusters());
         stages.push(
             self.run_stage(&format!("PostgreSQL {version}, many sessions (queue-tests)"), &mut sessions)?,
         );
@@ -142,6 +143,7 @@ impl Suite<'_> {
         upgrade.args(["test", "--no-fail-fast", "-p", "queue-tests", "--test", "workers", "--test", "backup"]);
         upgrade.args(["--", "--ignored"]).args(self.filter);
         upgrade.env(PG_CONFIG_ENV, &new.pg_config).env(PG_CONFIG_OLD_ENV, old);
+        upgrade.env(CLUSTERS_ENV, provision::clusters());
         let name = format!("pg_upgrade and dumps to {}", short_version(new));
         self.run_stage(&name, upgrade.current_dir(repository()))
     }
@@ -151,7 +153,7 @@ impl Suite<'_> {
         // Short, because the server's socket lies in it.
         let scratch = tempfile::Builder::new()
             .prefix("pgq-pgrx-")
-            .tempdir_in("/tmp")
+            .tempdir_in(provision::clusters())
             .context("cannot make a directory")?;
         user.own(scratch.path())?;
         let mut test = builder.cargo_pgrx("test");

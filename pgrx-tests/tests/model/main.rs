@@ -3,8 +3,9 @@
 //! what would wait for another is left out. At the end of each sequence everything is drained and compared.
 //!
 //! The suite runs the same ones each time, so that it fails for a change and not by chance; a long run takes its seed from
-//! the clock, and prints it; `cargo xtask model --sequences N --seed S` runs as many as you like. What fails is printed with the seed of its sequence, which `PG_QUEUE_MODEL_REPLAY` runs again, and with the fewest steps that
-//! were found to fail.
+//! the clock, and prints it; `cargo xtask model --sequences N --seed S` runs as many as you like. What fails is printed
+//! with the seed of its sequence, which `PG_QUEUE_MODEL_REPLAY` runs again, and with the fewest steps that were found to
+//! fail; then the run goes on.
 //!
 //! Twice: on a dispatcher that has room for all there is, and on the smallest, where other queues need room too, so that
 //! messages are left out, taken out and loaded again all the while.
@@ -42,6 +43,10 @@ const SEQUENCES_OF_EVERY_VERB: usize = 50;
 /// One of so many reads may be given less than is due, and one more: while the worker loads, nobody else does. (Seen with
 /// ample room: 4 of 30,000; with the least, where there is much more to load: 9 of 11,000.)
 const SHORT_OF: [u64; 2] = [1_000, 200];
+/// The least that a server of its own is worth.
+const SEQUENCES_OF_A_SHARE: usize = 1_000;
+/// A share goes on after it has found something, until it has found so much.
+const FAILURES_MAX: usize = 5;
 const SHRINK_LIMIT: Duration = Duration::from_secs(120);
 
 fn number(name: &str) -> Option<u64> {
@@ -154,11 +159,81 @@ fn random_sequences_where_there_is_no_room_agree_with_a_plain_model() {
     agree(Room::Least, 4);
 }
 
-/// As many sequences as are asked for, or a part of them.
-fn agree(room: Room, part: u64) {
+/// What a share of the sequences came to.
+#[derive(Default)]
+struct Tally {
+    failed: Vec<String>,
+    sequences: usize,
+    slow: usize,
+    steps: usize,
+    reads: u64,
+    short_reads: u64,
+    ran: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    fn add(&mut self, share: Tally) {
+        self.failed.extend(share.failed);
+        self.sequences += share.sequences;
+        self.slow += share.slow;
+        self.steps += share.steps;
+        self.reads += share.reads;
+        self.short_reads += share.short_reads;
+        for (verb, times) in share.ran {
+            *self.ran.entry(verb).or_default() += times;
+        }
+    }
+}
+
+/// Runs these sequences, by their places in the run, on a server of their own.
+fn run_share(room: Room, sequences: &[(usize, u64)]) -> Tally {
     let cluster = cluster(room);
     let database = cluster.create_database().unwrap();
     let mut world = world(&database, room, 0);
+    let begun = Instant::now();
+    let mut tally = Tally::default();
+    for (place, seed) in sequences {
+        if tally.sequences % 1_000 == 999 {
+            println!("{} sequences of a share in {:.0} s", tally.sequences, begun.elapsed().as_secs_f64());
+        }
+        let steps = steps(*seed, SESSIONS);
+        tally.sequences += 1;
+        tally.steps += steps.len();
+        let result = run(&mut world, *seed, &steps);
+        tally.reads += std::mem::take(&mut world.reads);
+        tally.short_reads += std::mem::take(&mut world.short_reads);
+        for (verb, times) in world.ran.drain() {
+            *tally.ran.entry(format!("{verb:?}")).or_default() += times;
+        }
+        let Err(what) = result else { continue };
+        world.forget_prepared();
+        let shift_s = Cell::new(world.shift_s);
+        if world.was_slow() {
+            tally.slow += 1;
+            println!("sequence {place} took too long for its clock: {what}");
+        } else {
+            println!("{}", world.trace.join("\n"));
+            println!("sequence {place} ({REPLAY_ENV}={seed}): {what}\n");
+            match shrunk(&cluster, room, &shift_s, *seed, steps) {
+                Some((steps, what, trace)) => {
+                    println!("the same in {} steps: {what}\n{}\n{steps:?}", steps.len(), trace.join("\n"));
+                }
+                None => println!("alone in a fresh database it does not fail"),
+            }
+            tally.failed.push(format!("sequence {place} ({REPLAY_ENV}={seed}): {what}"));
+            if tally.failed.len() == FAILURES_MAX {
+                break;
+            }
+        }
+        let fresh = cluster.create_database().unwrap();
+        world = self::world(&fresh, room, shift_s.get());
+        std::mem::forget(fresh); // goes with the cluster
+    }
+    tally
+}
+
+/// As many sequences as are asked for, or a part of them; long runs on as many servers as there are cores.
+fn agree(room: Room, part: u64) {
     let is_long = std::env::var_os(ROUNDS_ENV).is_some();
     let count = number(SEQUENCES_ENV).unwrap_or(SEQUENCES[usize::from(is_long)]) / part;
     let in_suite = if is_long { UNIX_EPOCH.elapsed().unwrap().as_secs() } else { SEED };
@@ -171,56 +246,32 @@ fn agree(room: Room, part: u64) {
         }
     };
     println!("{} sequences of {SEED_ENV}={seed}", seeds.len());
-    let (begun, mut slow, mut run_steps) = (Instant::now(), 0, 0);
-    let (mut reads, mut short_reads, mut ran) = (0, 0, BTreeMap::new());
-    for (place, seed_of_it) in seeds.iter().enumerate() {
-        if place % 1_000 == 999 {
-            println!("{place} sequences in {:.0} s", begun.elapsed().as_secs_f64());
-        }
-        let steps = steps(*seed_of_it, SESSIONS);
-        run_steps += steps.len();
-        let result = run(&mut world, *seed_of_it, &steps);
-        reads += std::mem::take(&mut world.reads);
-        short_reads += std::mem::take(&mut world.short_reads);
-        for (verb, times) in world.ran.drain() {
-            *ran.entry(format!("{verb:?}")).or_insert(0) += times;
-        }
-        let Err(what) = result else { continue };
-        if world.was_slow() {
-            slow += 1;
-            world.forget_prepared();
-            println!("sequence {place} took too long for its clock: {what}");
-            let fresh = cluster.create_database().unwrap();
-            world = self::world(&fresh, room, world.shift_s);
-            std::mem::forget(fresh); // goes with the cluster
-            continue;
-        }
-        world.forget_prepared();
-        println!("{}", world.trace.join("\n"));
-        println!("sequence {place} ({REPLAY_ENV}={seed_of_it}): {what}\n");
-        match shrunk(&cluster, room, &Cell::new(world.shift_s), *seed_of_it, steps) {
-            Some((steps, what, trace)) => {
-                println!("the same in {} steps: {what}\n{}\n{steps:?}", steps.len(), trace.join("\n"));
-            }
-            None => println!("alone in a fresh database it does not fail"),
-        }
-        panic!("sequence {place} of {SEED_ENV}={seed} ({REPLAY_ENV}={seed_of_it}): {what}");
-    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let sequences: Vec<(usize, u64)> = seeds.into_iter().enumerate().collect();
+    let share = sequences.len().div_ceil(cores).max(SEQUENCES_OF_A_SHARE);
+    let begun = Instant::now();
+    let mut tally = Tally::default();
+    std::thread::scope(|scope| {
+        let shares: Vec<_> =
+            sequences.chunks(share).map(|share| scope.spawn(move || run_share(room, share))).collect();
+        shares.into_iter().for_each(|share| tally.add(share.join().unwrap()));
+    });
+    let Tally { failed, sequences, slow, steps, reads, short_reads, ran } = tally;
     let took = begun.elapsed().as_secs_f64();
     println!(
-        "{} sequences, {run_steps} steps in {took:.1} s ({:.0} sequences/s), {slow} too slow; seed {seed}",
-        seeds.len(),
-        seeds.len() as f64 / took
+        "{sequences} sequences, {steps} steps in {took:.1} s ({:.0} sequences/s), {slow} too slow; seed {seed}",
+        sequences as f64 / took
     );
     println!("{}", ran.iter().map(|(verb, times)| format!("{verb} {times}")).collect::<Vec<_>>().join(", "));
     println!("{short_reads} of {reads} reads were given less than was due");
+    assert!(failed.is_empty(), "{SEED_ENV}={seed}: {}", failed.join("\n"));
     for (verb, _) in WEIGHTS {
         let has_run = ran.contains_key(&format!("{verb:?}"));
-        assert!(has_run || seeds.len() < SEQUENCES_OF_EVERY_VERB, "{verb:?} was never run: {ran:?}");
+        assert!(has_run || sequences < SEQUENCES_OF_EVERY_VERB, "{verb:?} was never run: {ran:?}");
     }
     assert!(
         short_reads <= 1 + reads / SHORT_OF[usize::from(room == Room::Least)],
         "what is due is not delivered at once"
     );
-    assert!(slow * 10 <= seeds.len(), "the machine is too slow for most of it");
+    assert!(slow * 10 <= sequences, "the machine is too slow for most of it");
 }

@@ -66,7 +66,7 @@ pub struct Message {
     pub gone_by: Option<usize>,
     /// Its row was changed by this session, which has not committed: others would wait.
     pub locked_by: Option<usize>,
-    /// Due since the clock moved, and perhaps not tracked yet: who reads loads it, after what is ready.
+    /// Perhaps not tracked yet, being due since the clock moved, or under a mark: who reads loads it, after what is ready.
     pub is_late: bool,
 }
 
@@ -169,6 +169,8 @@ pub struct Model {
     pub phantoms: Vec<(Key, usize)>,
     /// Finished while they were perhaps being loaded: what is left of them looks ready until it is read.
     pub finished_late: BTreeSet<Key>,
+    /// Of each queue: what is sent from this id on is not published, but to be loaded; `i64::MAX`: all is published.
+    pub marks: [i64; QUEUES.len()],
 }
 
 /// What a call that names a message must find.
@@ -505,7 +507,9 @@ impl Model {
                     }
                     m.sent_by = None;
                     (m.born_at, m.changed_at) = (Some(commits), commits);
-                    m.is_late |= is_late;
+                    let mark = &mut self.marks[key.0];
+                    *mark = if is_late { key.1.min(*mark) } else { *mark };
+                    m.is_late |= key.1 >= *mark;
                     if let Some(lease) = &mut m.lease {
                         lease.until = lease.until.min(lease.commit_until);
                     }
@@ -535,7 +539,9 @@ impl Model {
                     let Some(m) = self.messages.get_mut(&key) else { continue };
                     m.row = row;
                     m.back.0 = 0; // whoever tracks it looks at the row anew
-                    m.is_late = is_late;
+                    let mark = &mut self.marks[key.0];
+                    *mark = if is_late { key.1.min(*mark) } else { *mark };
+                    m.is_late = is_late || (m.is_late && key.1 >= *mark);
                     m.changed_at = commits;
                     (m.locked_by, m.draft) = (m.pin, None);
                 }
@@ -565,7 +571,9 @@ impl Model {
             // If the read was undone meanwhile, that has ended the delivery, and counts.
             Then::Release => m.count -= u32::from(m.lease.is_some()).min(m.count),
             Then::Rewrite(row, count) => {
-                (m.row, m.count, m.row_count) = (row, count, count);
+                // (Likewise: its row does not tell of that delivery.)
+                m.count = if m.lease.is_some() { count } else { count.max(m.count) };
+                (m.row, m.row_count) = (row, count);
                 (m.locked_by, m.draft) = (None, None);
                 m.is_late = false;
                 m.changed_at = self.commits;
@@ -673,11 +681,20 @@ impl Model {
         self.now = now;
     }
 
+    /// Anything there may have to be loaded.
+    pub fn is_marked(&mut self, queue: usize) {
+        for (_, m) in self.messages.range_mut((queue, i64::MIN)..=(queue, i64::MAX)) {
+            m.is_late = true;
+        }
+        self.marks[queue] = i64::MIN;
+    }
+
     /// A read that may load has found all there is.
     pub fn is_loaded(&mut self, queue: usize) {
         for (_, m) in self.messages.range_mut((queue, i64::MIN)..=(queue, i64::MAX)) {
             m.is_late = false;
         }
+        self.marks[queue] = i64::MAX;
     }
 
     pub fn keys(&self, queue: usize) -> BTreeSet<Key> {

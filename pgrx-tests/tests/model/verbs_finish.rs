@@ -144,7 +144,7 @@ impl World {
                             n: m.n,
                             reason: "archived",
                             count: m.count,
-                            headers: m.row.headers.clone(),
+                            headers: m.row_seen_by(s).headers.clone(),
                             born_by: Some(s),
                             gone_by: None,
                         };
@@ -206,10 +206,13 @@ impl World {
                 self.model.pin(s, key, Then::Finish);
                 self.model.sessions[s].has_id = true;
             }
-            (false, _) if self.model.messages.get(&key).is_none_or(|m| m.leased(self.model.now).is_none()) => {
-                self.missed(s, key, None);
+            (false, _) => {
+                let is_held =
+                    |m: &Message| m.sent_by.is_none_or(|by| by == s) && m.leased(self.model.now).is_some();
+                if !self.model.messages.get(&key).is_some_and(is_held) {
+                    self.missed(s, key, None);
+                }
             }
-            (false, _) => {}
         }
         self.done(s);
         Ok(())
@@ -312,8 +315,9 @@ impl World {
         if outcome != due {
             return Err(format!("{outcome}, not {due}"));
         }
-        let m = self.model.messages[&key].clone();
-        let error = error.map(str::to_owned).or_else(|| m.row_seen_by(s).error.clone());
+        let mut m = self.model.messages[&key].clone();
+        m.row = m.row_seen_by(s).clone();
+        let error = error.map(str::to_owned).or_else(|| m.row.error.clone());
         self.model.pin(s, key, Then::Finish);
         self.model.sessions[s].has_id = true;
         if key.0 == 0 {
@@ -350,13 +354,16 @@ impl World {
         for ((id, lease), fate) in call.ids.iter().zip(&call.leases).zip(&call.fates) {
             let key = (queue, *id);
             let is_leased = self.model.messages.get(&key).is_some_and(|m| m.leased(self.model.now).is_some());
-            if !self.model.messages.contains_key(&key) {
+            let is_there = |m: &Message| m.sent_by.is_none_or(|by| by == s);
+            if !self.model.messages.get(&key).is_some_and(is_there) {
                 self.missed(s, key, *lease);
             }
             if !is_leased || *fate != Fate::Yes {
                 *self.missed.entry(key).or_default() += 1;
             }
             let is_taken = *fate == Fate::Yes || *fate == Fate::Either && released.contains(id);
+            // The worker may have moved it away: then it was named in vain.
+            self.model.sessions[s].has_read |= *fate == Fate::Either && !is_taken;
             if is_taken && is_leased {
                 due.push(*id);
                 let m = &self.model.messages[&key];
@@ -402,6 +409,22 @@ impl World {
             if self.model.extendable(s, key, *lease) {
                 due.push(*id);
                 let until = self.model.now + length;
+                self.model.extend(s, key, until);
+            }
+        }
+        // What somebody has named before it was there is finishing once it is sent: its lease does not end until he ends.
+        let until = self.model.now + length;
+        for (id, lease) in call.ids.iter().zip(&call.leases) {
+            let key = (queue, *id);
+            let is_extended = match call.is_single {
+                true => lines.first().is_some_and(|line| line[0].is_some()),
+                false => lines.iter().any(|line| int(&line[0]) == Ok(*id)),
+            };
+            let held = self.model.messages.get(&key).and_then(|m| m.lease);
+            let is_phantom = self.model.phantoms.iter().any(|(of, _)| *of == key);
+            let is_claimed = held.is_some_and(|held| lease.is_none_or(|claimed| claimed == held.id));
+            if is_extended && is_phantom && is_claimed && !due.contains(id) {
+                due.push(*id);
                 self.model.extend(s, key, until);
             }
         }

@@ -246,13 +246,16 @@ impl World {
         let (born_at, changed_at) = (m.born_at.unwrap_or(0), m.changed_at);
         let is_own = m.sent_by == Some(s) || m.draft.is_some() && m.locked_by == Some(s); // this version, at least
         let snapshot = self.model.sessions[s].snapshot.filter(|_| !is_own).unwrap_or(u64::MAX);
+        // Where its own call has written what was newer than its snapshot, that shows the older row, too.
+        let is_twofold =
+            is_own && self.model.sessions[s].snapshot.is_some_and(|snapshot| changed_at > snapshot);
         match self.run(s, sql)? {
             Ok(lines) if lines.len() == 1 && changed_at <= snapshot => Ok(true),
             Ok(lines) if lines.is_empty() && born_at > snapshot => {
                 self.model.sessions[s].has_id = true;
                 Ok(false)
             }
-            Err(code) if code == "40001" && born_at <= snapshot && changed_at > snapshot => {
+            Err(code) if code == "40001" && (is_twofold || born_at <= snapshot && changed_at > snapshot) => {
                 self.model.fail(s);
                 Ok(false)
             }
@@ -298,6 +301,10 @@ impl World {
             return Err(format!("purged {count} messages, not {}", there.len()));
         }
         for key in there {
+            let m = &self.model.messages[&key];
+            if m.lease.is_some() || m.row.due.is_some() || m.back != (0, 0) {
+                self.model.miss(s, key); // let go at commit; till then it is held, should its lease or delay end
+            }
             self.model.change(s, key, None);
             self.deleted.insert(key);
         }

@@ -136,9 +136,8 @@ impl World {
             self.send_plainly(s, queue)?;
         }
         self.end(s, does_commit)?;
-        for key in self.model.keys(queue) {
-            // What was sent in that transaction is to be loaded.
-            self.model.messages.get_mut(&key).expect("listed").is_late |= does_commit;
+        if does_commit {
+            self.model.is_marked(queue); // what was sent in that transaction is to be loaded
         }
         Ok(())
     }

@@ -163,6 +163,7 @@ impl World {
                 sessions: (0..SESSIONS + 1 + PREPARED).map(|_| Session::default()).collect(),
                 phantoms: Vec::new(),
                 finished_late: Default::default(),
+                marks: [i64::MAX; QUEUES.len()],
             },
             shift_s,
             is_small,
@@ -334,6 +335,7 @@ impl World {
         self.model.messages.remove(&key);
         let mut letter = Message::new(n, row, None);
         letter.born_at = None;
+        letter.is_late = true; // it may have come in the middle of the call that shows it
         self.model.messages.insert((DEAD, id), letter);
         Ok(())
     }
@@ -524,6 +526,7 @@ impl World {
             Verb::RollbackTo if !self.model.sessions[s].saves.is_empty() => {
                 let place = rng.below(self.model.sessions[s].saves.len());
                 self.ask(s, &format!("ROLLBACK TO s{place}"))?;
+                self.undone(s);
                 self.model.rollback_to(s, place);
             }
             Verb::ReleaseSavepoint if !self.model.sessions[s].saves.is_empty() => {
@@ -572,8 +575,14 @@ impl World {
         let sql = format!("PREPARE TRANSACTION '{}'", self.gid(place));
         match (self.run(s, &sql)?, refusal) {
             (Ok(_), Some(true)) | (Ok(_), None) => self.model.prepare(s, SESSIONS + 1 + place),
-            (Err(code), Some(false)) | (Err(code), None) if code == "0A000" => self.model.rollback(s),
-            (Err(code), Some(true)) if code == "0A000" && may_be_refused => self.model.rollback(s),
+            (Err(code), Some(false) | None) if code == "0A000" => {
+                self.undone(s);
+                self.model.rollback(s);
+            }
+            (Err(code), Some(true)) if code == "0A000" && may_be_refused => {
+                self.undone(s);
+                self.model.rollback(s);
+            }
             (answer, _) => return Err(format!("PREPARE TRANSACTION gave {answer:?}, and it may: {refusal:?}")),
         }
         Ok(())
@@ -625,9 +634,18 @@ impl World {
         if does_commit && !self.model.sessions[s].is_failed {
             self.model.commit(s);
         } else {
+            self.undone(s);
             self.model.rollback(s);
         }
         Ok(())
+    }
+
+    /// What a reader has looked for in vain, since it was named before it was there, is loaded once that is undone.
+    fn undone(&mut self, s: usize) {
+        if self.model.sessions[s].has_read {
+            let queues: HashSet<usize> = self.missed.keys().map(|key| key.0).collect();
+            queues.into_iter().for_each(|queue| self.model.is_marked(queue));
+        }
     }
 }
 

@@ -217,7 +217,7 @@ fn owners_triggers_in_the_worker_cannot_escape_nor_change_what_it_goes_by() {
     );
     assert_eq!(got, "", "what the trigger got away with");
     worker_works(&mut client, "honest");
-    assert_eq!(find_worker(&mut client, &database.name), Some(worker), "it is the same one");
+    assert_eq!(worker_pid(&database), worker, "it is the same one");
     assert!(!is_superuser(&mut client, &mallory));
 }
 

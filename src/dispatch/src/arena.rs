@@ -4,10 +4,13 @@
 //! # Who may have a slot
 //!
 //! Every queue is promised `slots_min` slots, also one that is not attached yet: else leases of the others could
-//! fill the arena before it comes. `Head::reserved` counts the promised slots that are not in use; a queue beyond its promise may only have a slot that is not promised to another. When there is none, a slot is
-//! taken from a queue that holds more than the asking one: the last of its ready messages (or of its exhausted
-//! ones) whose row tells all that the slot knows; that queue's mark goes down to it. So a queue that nobody reads
-//! cannot fill the arena.
+//! fill the arena before it comes. `Head::reserved` counts the promised slots that are not in use; a queue
+//! beyond its promise may only have a slot that is not promised to another. When there is none, a slot is taken from a
+//! queue that holds more than the asking one: the last of its ready messages (or of its exhausted ones) whose row tells
+//! all that the slot knows; that queue's mark goes down to it. So a queue that nobody reads cannot fill the arena.
+//!
+//! What a transaction sends and reads itself comes into the world leased, or counted, at a commit that cannot fail: its
+//! slot is **held** from the read on, as a number, for until then nobody else may find it.
 //!
 //! Three windows bound what a queue has tracked ahead: ready, delayed and exhausted messages, each on its own, so
 //! that what is not due yet does not keep what is due out. For the same reason a delayed message is only given a
@@ -51,6 +54,7 @@ pub struct Head {
     /// Slots from here on were never used.
     pub(crate) slots_touched: u32,
     pub(crate) slot_free: u32,
+    /// Slots that are in no use and not held for anything.
     pub(crate) slots_free: u32,
     pub(crate) reserved: u32,
     pub(crate) queues_touched: u32,
@@ -106,7 +110,7 @@ pub struct Queue {
     /// While a scan runs: horizon and `beyond_us` as they were, for one that does not come to its end.
     pub(crate) scan_horizon_us: i64,
     pub(crate) scan_beyond_us: i64,
-    /// How old leases are when they are written, as the last reader had it.
+    /// How old leases are when they are written, as the last reader had it; negative: nobody has read yet.
     pub(crate) flush_us: i64,
     /// When the worker is to look for leases that must be written.
     pub(crate) flush_at_us: i64,
@@ -135,6 +139,8 @@ pub struct Queue {
     pub(crate) leased_len: u32,
     pub(crate) exhausted_len: u32,
     pub(crate) pinned_len: u32,
+    /// Slots that are held for messages not committed yet ([`Arena::hold`]).
+    pub(crate) held_len: u32,
     /// The backend that loads or scans, or NIL.
     pub(crate) loader: u32,
     /// Messages that had their last delivery may be in the heap untracked from this id on: their window was full. They
@@ -187,7 +193,7 @@ impl Queue {
         beyond_us: NEVER_US,
         scan_horizon_us: 0,
         scan_beyond_us: NEVER_US,
-        flush_us: NEVER_US,
+        flush_us: -1,
         flush_at_us: NEVER_US,
         sweep_at_us: NEVER_US,
         expires_us: i64::MIN,
@@ -207,6 +213,7 @@ impl Queue {
         leased_len: 0,
         exhausted_len: 0,
         pinned_len: 0,
+        held_len: 0,
         loader: NIL,
         waiter_first: NIL,
         waiter_last: NIL,
@@ -231,7 +238,8 @@ impl Queue {
     };
 
     pub(crate) fn used(&self) -> u32 {
-        self.ready_len + self.delayed_len + self.leased_len + self.exhausted_len + self.pinned_len
+        let filed = self.ready_len + self.delayed_len + self.leased_len + self.exhausted_len;
+        filed + self.pinned_len + self.held_len
     }
 }
 
@@ -517,7 +525,7 @@ impl<'a> Arena<'a> {
                 record.beyond_us = NEVER_US;
                 // The worker may be writing leases of what is gone, whose ids may come anew.
                 record.was_emptied = true;
-                record.rows_are_recounted = true;
+                self.sweep_wanted(q, fx);
                 self.hunger_end(q);
                 return true;
             };

@@ -72,7 +72,8 @@ impl Arena<'_> {
             ensure(self.slots[here as usize].state() == State::Free, "used slot on the free list")?;
             here = self.slots[here as usize].next;
         }
-        ensure(free + (total - touched) == self.head.slots_free, "slots_free")?;
+        let held: u32 = self.queues.iter().map(|queue| queue.held_len).sum();
+        ensure(free + (total - touched) == self.head.slots_free + held, "slots_free")?;
         let mut used = 0;
         for (index, slot) in self.slots[..touched as usize].iter().enumerate() {
             if slot.state() == State::Free {
@@ -84,7 +85,7 @@ impl Arena<'_> {
             ensure(!matches!(slot.state(), State::Untracked | State::Born), "slot in a state to go back to")?;
             ensure((slot.pinner != NIL) == (slot.state() == State::Pinned), "pinner")?;
         }
-        ensure(used + self.head.slots_free == total, "slots lost")?;
+        ensure(used + held + self.head.slots_free == total, "slots lost")?;
         let mut chained = 0;
         for bucket in self.slot_buckets.iter() {
             let mut here = *bucket;

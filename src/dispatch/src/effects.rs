@@ -28,8 +28,8 @@ impl Effects {
         Effects { len: 0, is_everyone: false, procs: [0; EFFECTS_MAX] }
     }
 
-    /// Whether another reader's latch fits. Who finds that it does not leaves its waiter in the list, for
-    /// whoever is woken wakes the rest ([`crate::Arena::wait_end`]).
+    /// Whether another reader's latch fits. Who finds that it does not leaves its waiter in the list if another one of
+    /// the same queue is woken, for he wakes the rest ([`crate::Arena::wait_end`]), or else wakes everyone.
     pub(crate) fn has_room(&self) -> bool {
         self.len < EFFECTS_MAX - WORKERS_MAX
     }
@@ -66,7 +66,8 @@ impl Effects {
     }
 
     /// More are to be woken than the list can hold: set the latch of every backend that may wait or work. Only what
-    /// wakes all comes to this: [`crate::Arena::reset`], [`crate::Arena::workers_wake`], [`crate::Arena::written_wake`].
+    /// wakes all comes to this ([`crate::Arena::reset`], [`crate::Arena::workers_wake`], [`crate::Arena::written_wake`]),
+    /// or hundreds who sleep at once.
     pub fn is_everyone(&self) -> bool {
         self.is_everyone
     }

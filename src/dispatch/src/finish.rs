@@ -89,6 +89,14 @@ impl Arena<'_> {
         Pin::Done(pinned)
     }
 
+    /// What this backend has pinned, if it has, and holds no lease: to deal with it otherwise.
+    pub fn pinned_again(&mut self, queue: QueueRef, msg_id: i64, owner: u32) -> Option<Pinned> {
+        let slot = self.pinned(queue, msg_id, owner);
+        let record = self.slots.get_mut(slot as usize)?;
+        record.is_touched = false; // as in `pin`
+        Some(Pinned { tid: record.tid(), count: record.count, lease_id: 0 })
+    }
+
     /// The slot that this backend has pinned, or NIL.
     fn pinned(&self, queue: QueueRef, msg_id: i64, owner: u32) -> u32 {
         // A dying queue's pins are let go all the same, hence no `is_current`.
@@ -166,10 +174,15 @@ impl Arena<'_> {
         }
         let record = &self.slots[slot as usize];
         let is_delivered = State::from_u8(record.from) == State::Leased;
-        let count = if is_delivered { record.count.saturating_sub(1) } else { record.count };
+        let delivered = record.count;
+        let count = if is_delivered { delivered.saturating_sub(1) } else { delivered };
         let is_lowered = row.count < record.row_count;
         self.describe(slot, row);
-        self.row_is_stale(slot); // the message's own row has the count now
+        if row.count >= delivered {
+            self.row_is_stale(slot); // the message's own row has the count now
+        } else {
+            self.row_is_recounted(slot, fx); // it was given back
+        }
         let record = &mut self.slots[slot as usize];
         // What the row does not tell of (reads that were undone) is not forgotten, unless it was lowered by hand.
         record.count = if is_lowered { row.count } else { row.count.max(count) };
@@ -196,7 +209,7 @@ impl Arena<'_> {
             record.count = record.count.saturating_sub(1).max(record.row_count);
         }
         record.returned = 0;
-        self.row_is_recounted(slot);
+        self.row_is_recounted(slot, fx);
         if self.is_current(queue) {
             self.file_ready(slot, fx);
         } else {
@@ -246,6 +259,7 @@ impl Arena<'_> {
         let record = &self.slots[slot as usize];
         if record.state() == State::Leased && record.lease_id == lease_id && until_us < record.deadline_us {
             self.lease_move(slot, until_us, fx);
+            self.row_is_too_long(slot, fx);
         }
     }
 }

@@ -138,8 +138,8 @@ pub enum Restore {
 pub enum RowFate {
     /// It stays as it is.
     Keep,
-    /// It is of a delivery that was given back, or of a message from before the table was truncated: this is the count
-    /// now, 0 for none to be kept.
+    /// It is of a delivery that was given back or that ended before its time, or of a message from before the table was
+    /// truncated: this is the count now, 0 for none to be kept; and there is no lease.
     Recount(u32),
 }
 
@@ -159,7 +159,8 @@ impl Arena<'_> {
     pub(crate) fn flush_lease(&mut self, slot: u32, fx: &mut Effects) {
         let record = &self.slots[slot as usize];
         let q = record.queue;
-        let at_us = record.leased_at_us.saturating_add(self.queues[q as usize].flush_us);
+        // What was restored may be extended before anybody reads: then the worker, which is called, knows the interval.
+        let at_us = record.leased_at_us.saturating_add(self.queues[q as usize].flush_us.max(0));
         if record.written() != Written::Whole && at_us < record.deadline_us {
             self.flush_wanted_at(q, at_us, fx);
         }
@@ -185,7 +186,8 @@ impl Arena<'_> {
         out: &mut [LeaseRow],
     ) -> (usize, bool) {
         let Some(q) = self.index_of(queue) else { return (0, true) };
-        let interval_us = interval_us.min(self.queues[q as usize].flush_us);
+        let asked_us = Some(self.queues[q as usize].flush_us).filter(|us| *us >= 0);
+        let interval_us = asked_us.map_or(interval_us, |us| us.min(interval_us));
         let mut found = 0;
         for _ in 0..crate::CHUNK_MAX {
             if found == out.len() {
@@ -269,7 +271,9 @@ impl Arena<'_> {
         if slot == NIL {
             let queue = &mut self.queues[q as usize];
             queue.rows_are_stale = true; // finished meanwhile
-            queue.rows_are_recounted |= queue.was_emptied;
+            if queue.was_emptied {
+                self.sweep_wanted(q, fx);
+            }
             return;
         }
         let record = &mut self.slots[slot as usize];
@@ -277,7 +281,7 @@ impl Arena<'_> {
             // Over meanwhile; if it was given back, the row says one delivery too many, and a deadline.
             record.set_written(record.written().max(Written::Earlier));
             self.queues[q as usize].rows_are_stale = true;
-            self.queues[q as usize].rows_are_recounted = true;
+            self.sweep_wanted(q, fx);
             return;
         }
         let is_moved = record.deadline_us != row.until_us;
@@ -349,11 +353,31 @@ impl Arena<'_> {
     }
 
     /// A delivery was given back and does not count: its row says otherwise.
-    pub(crate) fn row_is_recounted(&mut self, slot: u32) {
+    pub(crate) fn row_is_recounted(&mut self, slot: u32, fx: &mut Effects) {
         let record = &mut self.slots[slot as usize];
         if record.written() != Written::No {
             record.set_written(Written::Earlier);
-            self.queues[record.queue as usize].rows_are_recounted = true;
+            let q = record.queue;
+            self.sweep_wanted(q, fx);
+        }
+    }
+
+    /// A lease is to end earlier than its row says: should it do so before the worker has written that, the row is to be
+    /// corrected, too.
+    pub(crate) fn row_is_too_long(&mut self, slot: u32, fx: &mut Effects) {
+        let record = &self.slots[slot as usize];
+        if record.written() == Written::Count {
+            self.sweep_wanted(record.queue, fx);
+        }
+    }
+
+    /// Rows say more than holds, which a restart would believe: they are to be corrected after a while, even if the worker
+    /// has nothing else to do.
+    pub(crate) fn sweep_wanted(&mut self, q: u32, fx: &mut Effects) {
+        let queue = &mut self.queues[q as usize];
+        queue.rows_are_recounted = true;
+        if queue.sweep_at_us == NEVER_US {
+            self.worker_called_at(q, 0, fx); // it looks at the clock
         }
     }
 
@@ -375,9 +399,9 @@ impl Arena<'_> {
         }
     }
 
-    /// What is to become of a row that says that a message was delivered `count` times. One that is to go counts as
-    /// gone from here on.
-    pub fn row_fate(&mut self, queue: QueueRef, msg_id: i64, count: u32) -> RowFate {
+    /// What is to become of a row that says that a message was delivered `count` times. Once that has been committed,
+    /// [`Arena::row_is_corrected`] is to follow.
+    pub fn row_fate(&self, queue: QueueRef, msg_id: i64, count: u32) -> RowFate {
         let Some(q) = self.index_of(queue) else { return RowFate::Keep };
         let slot = self.find(q, msg_id);
         let is_known = slot != NIL && self.slots[slot as usize].written() != Written::No;
@@ -387,15 +411,41 @@ impl Arena<'_> {
         if slot == NIL {
             return RowFate::Keep;
         }
-        let record = &mut self.slots[slot as usize];
+        let record = &self.slots[slot as usize];
         let is_over = matches!(record.state(), State::Ready | State::Delayed | State::Exhausted);
-        if !is_over || record.count >= count {
+        let says_too_long = record.count == count && record.written() == Written::Count;
+        if !is_over || record.count >= count && !says_too_long {
             RowFate::Keep
         } else if record.count > record.row_count {
             RowFate::Recount(record.count)
         } else {
-            record.set_written(Written::No);
             RowFate::Recount(0)
+        }
+    }
+
+    /// A row was corrected as [`Arena::row_fate`] had it: this is the count that it says now, without a deadline; 0: it is
+    /// not there any more. A message that waits for long has no slot then.
+    pub fn row_is_corrected(&mut self, queue: QueueRef, msg_id: i64, count: u32, now: Now, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let slot = self.find(q, msg_id);
+        let Some(record) = self.slots.get_mut(slot as usize) else { return };
+        let is_over = matches!(record.state(), State::Ready | State::Delayed | State::Exhausted);
+        if !is_over || count > 0 {
+            if is_over && record.count == count && record.written() == Written::Count {
+                record.set_written(Written::Whole);
+            }
+            return;
+        }
+        record.set_written(Written::No);
+        // Its row has it wait: nothing else does so for longer than a scan looks ahead.
+        let wait_us = record.deadline_us.saturating_sub(now.mono_us);
+        let is_late = record.state() == State::Delayed && wait_us > crate::load::HORIZON_US;
+        let visible_at_us = now.wall_us.saturating_add(wait_us);
+        if is_late && record.is_evictable() && visible_at_us > self.queues[q as usize].horizon_us {
+            self.unfile(slot);
+            self.free(slot);
+            self.beyond_at(q, visible_at_us, now, fx);
+            self.room_made(fx);
         }
     }
 

@@ -117,6 +117,7 @@ impl Arena<'_> {
                 // before he drops it, for the mark passes it by now.
                 slot.is_touched = true;
             }
+            self.bring_forward(q, row, now, fx);
             return LoadRow::Known;
         }
         let record = &self.queues[q as usize];
@@ -145,6 +146,29 @@ impl Arena<'_> {
             self.hunger_begin(q);
         }
         LoadRow::Full
+    }
+
+    /// A message that waits in its slot may have been changed by a transaction that was prepared, whose commit is told
+    /// of no row: if it lies elsewhere, it waits no longer than the row says. (An older version, if the snapshot is older
+    /// than the change: then whoever takes it puts it off.)
+    fn bring_forward(&mut self, q: u32, row: Row, now: Now, fx: &mut Effects) {
+        let slot = self.find(q, row.msg_id);
+        let Some(record) = self.slots.get(slot as usize) else { return };
+        let deadline_us = record.deadline_us;
+        if record.state() != State::Delayed || record.tid().offset == 0 || record.tid() == row.tid {
+            return;
+        }
+        match row.due_us(now) {
+            Some(due_us) if due_us >= deadline_us => {}
+            Some(due_us) => {
+                self.unfile(slot);
+                self.file_delayed(slot, due_us, fx);
+            }
+            None => {
+                self.unfile(slot);
+                self.file_ready(slot, fx);
+            }
+        }
     }
 
     /// Whether an exhausted message gets no slot because too many have one: the worker may not be able to move them, and

@@ -1,7 +1,7 @@
 //! Who may have a slot, and where it is found: allocation, eviction, the hash, and the list of those who wait for
 //! room. The rules are told in `arena`'s header. Knows nothing of deliveries.
 
-use crate::arena::{Arena, Queue};
+use crate::arena::{Arena, Queue, QueueRef};
 use crate::policy::mix;
 use crate::slot::{Slot, State};
 use crate::tree::{self, Order};
@@ -49,16 +49,69 @@ impl Arena<'_> {
         self.head.slots_free > if self.is_promised(q) { 0 } else { self.head.reserved }
     }
 
+    /// Sees to it that there is a slot for the queue, if need be by taking it from another. False: it may have none.
+    fn make_room(&mut self, q: u32) -> bool {
+        if self.slot_is_available(q) {
+            return true;
+        }
+        // One that is promised to a third queue would be taken from the second in vain.
+        let does_help = self.is_promised(q) || self.head.slots_free == self.head.reserved;
+        does_help && self.evict(q)
+    }
+
     /// A slot for a message that has none, in no tree yet; NIL if the queue may not have one.
     pub(crate) fn alloc(&mut self, q: u32, msg_id: i64) -> u32 {
-        if !self.slot_is_available(q) {
-            // One that is promised to a third queue would be taken from the second in vain.
-            let does_help = self.is_promised(q) || self.head.slots_free == self.head.reserved;
-            if !does_help || !self.evict(q) {
-                return NIL;
-            }
+        if self.make_room(q) {
+            self.alloc_available(q, msg_id)
+        } else {
+            NIL
         }
-        self.alloc_available(q, msg_id)
+    }
+
+    /// Holds up to `most` slots (at most [`crate::CHUNK_MAX`]) for messages that nobody else can know of yet: their
+    /// sender reads them before it commits, and what it was given must have a slot then. Returns how many.
+    pub fn hold(&mut self, queue: QueueRef, most: usize) -> usize {
+        let Some(q) = self.index_of(queue) else { return 0 };
+        let mut held = 0;
+        while held < most.min(crate::CHUNK_MAX) && self.make_room(q) {
+            self.room_take(q);
+            self.queues[q as usize].held_len += 1;
+            held += 1;
+        }
+        held
+    }
+
+    /// Ends the hold on one slot, at the end of the transaction it was held for. Whoever publishes its message in the
+    /// same hold of the lock gets one.
+    pub fn unhold(&mut self, queue: QueueRef, fx: &mut Effects) {
+        let q = queue.index;
+        let is_it = queue.epoch == self.head.epoch
+            && self
+                .queues
+                .get(q as usize)
+                .is_some_and(|of| of.is_attached && of.generation == queue.generation);
+        if is_it && self.queues[q as usize].held_len > 0 {
+            self.queues[q as usize].held_len -= 1;
+            self.room_give(q);
+            self.release_if_dead(q);
+            self.room_made(fx);
+        }
+    }
+
+    /// One free slot less. Before the queue's counters tell of it.
+    fn room_take(&mut self, q: u32) {
+        if self.is_promised(q) {
+            self.head.reserved -= 1;
+        }
+        self.head.slots_free -= 1;
+    }
+
+    /// One more. After the queue's counters have told of it.
+    fn room_give(&mut self, q: u32) {
+        self.head.slots_free += 1;
+        if self.is_promised(q) {
+            self.head.reserved += 1;
+        }
     }
 
     /// A slot for a message that is not due yet; NIL unless slots are plentiful.
@@ -74,7 +127,7 @@ impl Arena<'_> {
     }
 
     fn alloc_available(&mut self, q: u32, msg_id: i64) -> u32 {
-        let promised = self.is_promised(q);
+        self.room_take(q);
         let index = if self.head.slot_free != NIL {
             let index = self.head.slot_free;
             self.head.slot_free = self.slots[index as usize].next;
@@ -83,10 +136,6 @@ impl Arena<'_> {
             self.head.slots_touched += 1;
             self.head.slots_touched - 1
         };
-        self.head.slots_free -= 1;
-        if promised {
-            self.head.reserved -= 1;
-        }
         let bucket = self.bucket(q, msg_id);
         self.slots[index as usize] = Slot { msg_id, queue: q, next: self.slot_buckets[bucket], ..Slot::FREE };
         self.slot_buckets[bucket] = index;
@@ -122,11 +171,8 @@ impl Arena<'_> {
         }
         self.slots[index as usize] = Slot { next: self.head.slot_free, ..Slot::FREE };
         self.head.slot_free = index;
-        self.head.slots_free += 1;
         self.queues[q as usize].pinned_len -= 1;
-        if self.queues[q as usize].used() < self.head.config.slots_min {
-            self.head.reserved += 1;
-        }
+        self.room_give(q);
         self.release_if_dead(q);
     }
 

@@ -81,16 +81,37 @@ impl Arena<'_> {
         }
         let slot = self.track(q, row);
         if slot == NIL {
-            self.mark_lower(q, row.msg_id);
-            self.announce_mark(q, fx);
+            self.publish_slotless(q, row.msg_id, fx);
         } else {
             self.file_ready(slot, fx);
         }
     }
 
-    /// Publishes what the transaction that sent it has also read: it comes into the world leased. If a load was
-    /// faster, the lease is given to what it found, unless that has been delivered to another already. If another
-    /// transaction has named the message before it was there, it is leased once that has ended.
+    fn publish_slotless(&mut self, q: u32, msg_id: i64, fx: &mut Effects) {
+        self.mark_lower(q, msg_id);
+        self.announce_mark(q, fx);
+    }
+
+    /// Publishes what had `count` deliveries within its sender's transaction, all undone, of which its row tells nothing:
+    /// due or not, it has a slot, as in [`Arena::publish_leased`].
+    pub fn publish_counted(&mut self, queue: QueueRef, row: Row, count: u32, now: Now, fx: &mut Effects) {
+        let Some(q) = self.index_of(queue) else { return };
+        let is_known = self.find(q, row.msg_id) != NIL;
+        let slot = if is_known { NIL } else { self.alloc(q, row.msg_id) };
+        if slot == NIL {
+            self.publish(queue, row, Change::Insert, now, fx);
+            self.count_own(queue, row.msg_id, count, fx);
+            return;
+        }
+        self.describe(slot, row);
+        self.slots[slot as usize].count = count.max(row.count);
+        self.file_as_row(slot, row, now, fx);
+    }
+
+    /// Publishes what the transaction that sent it has also read: it comes into the world leased, for a slot was held
+    /// ([`Arena::hold`]) and has just been let go. If a load was faster, the lease is given to what it found, unless that
+    /// has been delivered to another already. If another transaction has named the message before it was there, it is
+    /// leased once that has ended.
     pub fn publish_leased(
         &mut self,
         queue: QueueRef,
@@ -124,10 +145,7 @@ impl Arena<'_> {
         } else {
             slot = self.alloc(q, row.msg_id);
             if slot == NIL {
-                // The reader's finish will find it untracked; until then it may be delivered again.
-                self.mark_lower(q, row.msg_id);
-                self.announce_mark(q, fx);
-                return;
+                return self.publish_slotless(q, row.msg_id, fx);
             }
             self.describe(slot, row);
         }
@@ -136,7 +154,7 @@ impl Arena<'_> {
     }
 
     /// Deliveries that a message just published has had within its sender's transaction, reads that were undone
-    /// included: its row tells nothing of them. Of what got no slot they are not counted.
+    /// included: its row tells nothing of them.
     pub fn count_own(&mut self, queue: QueueRef, msg_id: i64, count: u32, fx: &mut Effects) {
         let Some(q) = self.index_of(queue) else { return };
         let slot = self.find(q, msg_id);
@@ -181,10 +199,7 @@ impl Arena<'_> {
         let visible_at_us = row.visible_at_us.unwrap_or(now.wall_us);
         let record = &mut self.queues[q as usize];
         if visible_at_us > record.horizon_us {
-            if visible_at_us < record.beyond_us {
-                record.beyond_us = visible_at_us; // while a scan runs, it counts from what the scan finds
-                self.worker_wanted_at(q, crate::load::scan_time_us(visible_at_us, now), fx);
-            }
+            self.beyond_at(q, visible_at_us, now, fx);
             return false;
         }
         let slot = self.alloc_delayed(q, row.msg_id);
@@ -196,6 +211,15 @@ impl Arena<'_> {
         self.describe(slot, row);
         self.file_delayed(slot, due_us, fx);
         true
+    }
+
+    /// A message without a slot will be visible then, beyond the horizon.
+    pub(crate) fn beyond_at(&mut self, q: u32, visible_at_us: i64, now: Now, fx: &mut Effects) {
+        let record = &mut self.queues[q as usize];
+        if visible_at_us < record.beyond_us {
+            record.beyond_us = visible_at_us; // while a scan runs, it counts from what the scan finds
+            self.worker_wanted_at(q, crate::load::scan_time_us(visible_at_us, now), fx);
+        }
     }
 
     /// Gives a visible message a slot, if the queue may have one; it is to be filed. Returns it, or NIL.
@@ -247,6 +271,10 @@ impl Arena<'_> {
         let is_lowered = row.count < record.row_count && !matches!(state, State::Leased | State::Pinned);
         record.count = if is_lowered { row.count } else { record.count.max(row.count) };
         record.row_count = row.count;
+        if is_lowered {
+            self.row_is_recounted(slot, fx);
+        }
+        let record = &self.slots[slot as usize];
         if state != State::Delayed {
             return self.file_by_count(slot, fx);
         }
@@ -407,7 +435,7 @@ impl Arena<'_> {
             record.count = record.count.saturating_sub(1).max(row.count);
             record.row_count = row.count;
             let is_touched = record.is_touched;
-            self.row_is_recounted(slot);
+            self.row_is_recounted(slot, fx);
             self.unfile(slot);
             if is_touched {
                 self.file_ready(slot, fx); // the row was changed since it was taken: the next one looks again
@@ -529,19 +557,26 @@ impl Arena<'_> {
             self.unfile(slot);
             let record = &mut self.slots[slot as usize];
             record.count = record.count.saturating_sub(1).max(record.row_count);
-            self.row_is_recounted(slot);
+            self.row_is_recounted(slot, fx);
             self.file_delayed(slot, until_us, fx);
         }
     }
 
-    /// The row of what was taken is not there, for this transaction at least: nobody gets it, so it does not count.
-    pub fn discount(&mut self, queue: QueueRef, taken: Taken) {
+    /// What was taken is not there, or not due, for this transaction at least, which may have done that itself: it is
+    /// pinned in its name as if it had been ready. Nobody was given it, so that it is no lease, and does not count. False:
+    /// the lease is over.
+    pub fn pin_withdrawn(&mut self, queue: QueueRef, taken: Taken, owner: u32, fx: &mut Effects) -> bool {
         let slot = self.leased(queue, taken.msg_id, taken.lease_id);
-        if slot != NIL {
-            let record = &mut self.slots[slot as usize];
-            record.count = record.count.saturating_sub(1).max(record.row_count);
-            self.row_is_recounted(slot);
+        if slot == NIL {
+            return false;
         }
+        self.unfile(slot);
+        let record = &mut self.slots[slot as usize];
+        record.count = record.count.saturating_sub(1).max(record.row_count);
+        record.from = State::Ready as u8;
+        record.pinner = owner;
+        self.row_is_recounted(slot, fx);
+        true
     }
 
     /// Something may be had under the mark.

@@ -184,7 +184,8 @@ impl Arena<'_> {
     pub(crate) fn wake(&mut self, q: u32, most: u32, fx: &mut Effects) {
         for _ in 0..most {
             let node = self.queues[q as usize].waiter_first;
-            if node == NIL || !fx.has_room() {
+            // Whoever is woken wakes the rest, if somebody is.
+            if node == NIL || !fx.has_room() && self.queues[q as usize].woken_len > 0 {
                 return;
             }
             let proc = node / WAIT_QUEUES_MAX as u32;
@@ -192,7 +193,11 @@ impl Arena<'_> {
             self.waiters[proc as usize].woken_by = q;
             self.waiters[proc as usize].woken_generation = self.queues[q as usize].generation;
             self.queues[q as usize].woken_len += 1;
-            fx.wake(proc);
+            if fx.has_room() {
+                fx.wake(proc);
+            } else {
+                fx.wake_everyone();
+            }
         }
     }
 

@@ -106,6 +106,9 @@ impl World {
         for (q, row, change) in std::mem::take(&mut self.late) {
             self.publish(q, row, change);
         }
+        while !self.own.is_empty() {
+            self.end_own(0, 0);
+        }
         for q in 0..QUEUES {
             self.policy[q] = Policy { max_deliveries: 0, ..Policy::DEFAULT };
             let mut fx = Effects::new();

@@ -98,14 +98,24 @@ impl World {
         for (msg_id, count) in rows {
             match self.memory.arena().row_fate(at, msg_id, count) {
                 RowFate::Keep => {}
-                RowFate::Recount(0) => drop(self.persisted.remove(&(q, msg_id))),
+                RowFate::Recount(0) => {
+                    self.persisted.remove(&(q, msg_id));
+                    self.corrected(at, msg_id, 0);
+                }
                 RowFate::Recount(less) => {
-                    assert!(less < count);
+                    assert!(less <= count); // as much: without a deadline
                     let row = self.persisted.get_mut(&(q, msg_id)).expect("listed");
                     (row.count, row.until_us) = (less, None);
+                    self.corrected(at, msg_id, less);
                 }
             }
         }
+    }
+
+    fn corrected(&mut self, at: QueueRef, msg_id: i64, count: u32) {
+        let mut fx = Effects::new();
+        self.memory.arena().row_is_corrected(at, msg_id, count, self.now, &mut fx);
+        self.wake(&fx);
     }
 
     /// The worker moves away what has expired and nobody holds.
@@ -290,6 +300,7 @@ impl World {
         self.locked.clear();
         self.late.clear();
         self.unsent.clear();
+        self.own.clear();
         self.unconfirmed.clear();
         self.restoring.clear();
         self.held.clear();

@@ -80,7 +80,7 @@ impl World {
                 Entry::Release { q, msg_id, .. } => {
                     self.locked.remove(&(*q, *msg_id));
                 }
-                Entry::Lease { .. } => {}
+                Entry::Lease { .. } | Entry::Missed { .. } => {}
             }
         }
         self.sessions[b].journal = journal;
@@ -104,6 +104,7 @@ impl World {
                     }
                     arena.pin_finish(at, msg_id, owner, &mut fx);
                 }
+                Entry::Missed { at, msg_id, .. } => arena.pin_finish(at, msg_id, owner, &mut fx),
                 Entry::Retry { q, at, msg_id, row, .. } => {
                     let row = row.expect("set when it became visible");
                     if arena.is_current(at) {
@@ -141,6 +142,9 @@ impl World {
                 Entry::Lease { q, at, msg_id, lease_id, .. } => {
                     arena.lease_return(at, msg_id, lease_id, self.now, &mut fx);
                     self.unhold(q, msg_id, lease_id);
+                }
+                Entry::Missed { at, msg_id, .. } => {
+                    arena.pin_undo(at, msg_id, owner, self.now, &mut fx);
                 }
                 Entry::Finish { q, at, msg_id }
                 | Entry::Retry { q, at, msg_id, .. }

@@ -160,17 +160,42 @@ impl World {
                 self.memory.arena().queue_mark(self.refs[q], first, &mut fx);
                 self.wake(&fx);
             }
-            99 => self.send_leased(q, c),
+            99 if c & 128 == 0 => self.read_own(q, c),
+            99 => self.end_own(b, c),
             _ => {}
         }
     }
 
-    /// A transaction sends and reads its own message; a load may come between its commit and its callback.
-    pub fn send_leased(&mut self, q: usize, c: u8) {
+    /// An open transaction reads what it has sent itself, if there is a slot for that; else nothing has happened.
+    pub fn read_own(&mut self, q: usize, c: u8) {
+        let at = self.refs[q];
+        if self.memory.arena().hold(at, 1) == 0 {
+            return;
+        }
         let msg_id = self.next_id[q];
         self.next_id[q] += 1;
+        let lease_id = self.memory.arena().lease_id_next();
+        assert!(self.lease_ids.insert(lease_id), "lease id repeats");
+        let until_us = self.now.mono_us + i64::from(c) * SECOND_US + 1;
+        self.own.push(OwnRead { q, at, msg_id, lease_id, until_us });
+    }
+
+    /// Such a transaction ends. A load may come between its commit and its callback.
+    pub fn end_own(&mut self, pick: u8, c: u8) {
+        if self.own.is_empty() {
+            return;
+        }
+        let OwnRead { q, at, msg_id, lease_id, until_us } =
+            self.own.swap_remove(pick as usize % self.own.len());
+        let mut fx = Effects::new();
+        if c & 8 != 0 {
+            self.memory.arena().unhold(at, &mut fx); // rolled back
+            self.wake(&fx);
+            return;
+        }
         self.version += 1;
-        let row = HeapRow { visible_at_us: None, count: 0, expires_us: None, version: self.version };
+        let visible_at_us = if c & 16 != 0 { self.visible_at(c / 32) } else { None };
+        let row = HeapRow { visible_at_us, count: 0, expires_us: None, version: self.version };
         self.tables[q].insert(msg_id, row);
         self.sent += 1;
         if c & 1 != 0 {
@@ -179,15 +204,24 @@ impl World {
                 self.consume(0, q); // this or another one
             }
         }
-        let lease_id = self.memory.arena().lease_id_next();
-        assert!(self.lease_ids.insert(lease_id), "lease id repeats");
-        let until_us = self.now.mono_us + i64::from(c) * SECOND_US + 1;
-        let lease = Lease { until_us, pid: 7, lxid: 1, flush_us: FLUSH_US };
-        let mut fx = Effects::new();
+        // Memory that was lost since has lost the slot that was held; and who has named it before has one for it.
+        let is_kept = at == self.refs[q] && self.memory.arena().view(at, msg_id).is_none() && c & 1 == 0;
         let mut arena = self.memory.arena();
-        arena.publish_leased(self.refs[q], row_of(msg_id, &row), lease_id, lease, self.now, &mut fx);
-        if arena.view(self.refs[q], msg_id).is_some_and(|view| view.lease_id == lease_id) {
-            self.held.insert((q, msg_id), (lease_id, until_us));
+        arena.unhold(at, &mut fx);
+        if visible_at_us.is_some() || c & 4 != 0 {
+            // The read was undone, and it was put off perhaps: only the count is left.
+            arena.publish_counted(self.refs[q], row_of(msg_id, &row), 1, self.now, &mut fx);
+            let count = arena.view(self.refs[q], msg_id).map(|view| view.count);
+            assert!(!is_kept || count == Some(1), "its count was forgotten");
+        } else {
+            let lease = Lease { until_us, pid: 7, lxid: 1, flush_us: FLUSH_US };
+            arena.publish_leased(self.refs[q], row_of(msg_id, &row), lease_id, lease, self.now, &mut fx);
+            arena.count_own(self.refs[q], msg_id, 1, &mut fx);
+            let is_leased = arena.view(self.refs[q], msg_id).is_some_and(|view| view.lease_id == lease_id);
+            assert!(!is_kept || is_leased, "its lease was forgotten");
+            if is_leased {
+                self.held.insert((q, msg_id), (lease_id, until_us));
+            }
         }
         self.wake(&fx);
     }

@@ -54,6 +54,12 @@ impl World {
             self.publish(q, row, change);
         }
         self.unsent.retain(|(of, ..)| *of != q);
+        let (gone, own) = std::mem::take(&mut self.own).into_iter().partition(|own| own.q == q);
+        self.own = own;
+        let gone: Vec<OwnRead> = gone;
+        let mut fx = Effects::new();
+        gone.iter().for_each(|own| self.memory.arena().unhold(own.at, &mut fx));
+        self.wake(&fx);
         self.held.retain(|(of, _), _| *of != q);
     }
 
@@ -139,6 +145,8 @@ impl World {
         arena.pin_finish(at, row.msg_id, 0, &mut fx);
         assert_eq!(arena.pin(at, row.msg_id, Fence::Any, 0, self.now, &mut fx), Pin::NoSlot);
         arena.queue_mark_all(at, &mut fx);
+        assert_eq!(arena.hold(at, 1), 0);
+        arena.unhold(at, &mut fx);
         assert!(fx.procs().is_empty());
         let after: Vec<_> = self.refs.iter().map(|at| self.memory.arena().lengths(*at)).collect();
         assert_eq!(before, after);

@@ -63,11 +63,26 @@ pub enum Entry {
         at: QueueRef,
         msg_id: i64,
     },
+    /// Taken, and not there for this transaction.
+    Missed {
+        q: usize,
+        at: QueueRef,
+        msg_id: i64,
+    },
     /// A finish without a slot.
     Blind {
         q: usize,
         msg_id: i64,
     },
+}
+
+/// What an open transaction has sent and read: a slot is held for it.
+pub struct OwnRead {
+    pub q: usize,
+    pub at: QueueRef,
+    pub msg_id: i64,
+    pub lease_id: i64,
+    pub until_us: i64,
 }
 
 #[derive(Default)]
@@ -110,6 +125,8 @@ pub struct World {
     pub version: u32,
     /// Sent in transactions that are open: queue, id, visible_at.
     pub unsent: Vec<(usize, i64, Option<i64>)>,
+    /// Sent and read in transactions that are open.
+    pub own: Vec<OwnRead>,
     /// Committed, to be published.
     pub late: Vec<(usize, Row, Change)>,
     pub sessions: Vec<Session>,
@@ -153,6 +170,7 @@ impl World {
             next_id: vec![1; QUEUES],
             version: 0,
             unsent: Vec::new(),
+            own: Vec::new(),
             late: Vec::new(),
             sessions: (0..BACKENDS).map(|_| Session::default()).collect(),
             sleepers: vec![Sleeper::Away; WAITERS],
@@ -250,6 +268,7 @@ impl World {
     pub fn is_pinned(&self, q: usize, msg_id: i64) -> bool {
         self.sessions.iter().flat_map(|s| &s.journal).any(|entry| match entry {
             Entry::Finish { q: of, msg_id: id, at }
+            | Entry::Missed { q: of, msg_id: id, at }
             | Entry::Retry { q: of, msg_id: id, at, .. }
             | Entry::Release { q: of, msg_id: id, at } => *of == q && *id == msg_id && *at == self.refs[q],
             _ => false,
@@ -312,6 +331,14 @@ impl World {
             return;
         }
         let (q, at, taken, row) = self.sessions[b].unsettled.remove(0);
+        if row.is_none() && b % 2 == 1 {
+            // It has a transaction id, so that it may have deleted the row itself.
+            if self.memory.arena().pin_withdrawn(at, taken, b as u32, &mut Effects::new()) {
+                self.sessions[b].journal.push(Entry::Missed { q, at, msg_id: taken.msg_id });
+            }
+            self.unhold(q, taken.msg_id, taken.lease_id);
+            return;
+        }
         if self.settle(q, at, taken, row) {
             let Taken { msg_id, lease_id, was_returned, .. } = taken;
             self.sessions[b].journal.push(Entry::Lease { q, at, msg_id, lease_id, was_returned });

@@ -5,7 +5,7 @@ pub use crate::common::Memory;
 pub use queue_dispatch::{
     backoff_us, mark_at, Arena, Change, Config, Effects, Fence, Lease, LeaseCount, LeaseRow, LeaseWalk,
     LoadRow, LoadStart, Now, Pin, Policy, QueueRef, Restore, Row, RowFate, ScanStart, Settled, State, Taken,
-    Tick, Tid, Written, CHUNK_MAX, EFFECTS_MAX, NEVER_US, NIL, NO_MARK, SWEEP_US,
+    Tick, Tid, View, Written, CHUNK_MAX, EFFECTS_MAX, NEVER_US, NIL, NO_MARK, SWEEP_US,
 };
 pub use std::collections::HashSet;
 

@@ -347,3 +347,27 @@ fn reset_wakes_who_waits_for_what_will_not_be_written() {
     let queue = d.queue;
     assert_eq!(d.arena().lease_count(queue, 1, 5), LeaseCount::Over, "of an arena that is gone");
 }
+
+#[test]
+fn restored_lease_that_is_extended_before_anybody_reads_is_written() {
+    let mut d = Desk::new(16, 2, 8);
+    d.quiet();
+    d.queue = d.attach(101);
+    let (queue, now) = (d.queue, d.now);
+    let until_us = now.mono_us + 60 * SECOND_US;
+    let lease = LeaseRow {
+        msg_id: 1,
+        lease_id: 77,
+        count: 1,
+        until_us,
+        written: Written::Whole,
+        ..LeaseRow::default()
+    };
+    assert!(d.memory.arena().lease_restore(queue, &lease, row(1), now, &mut d.fx));
+    assert!(d.walk(8).is_empty());
+    let later_us = now.mono_us + 7200 * SECOND_US;
+    let extended = d.memory.arena().extend(queue, 1, Fence::Lease(77), later_us, now, &mut d.fx);
+    assert_eq!(extended, Some((later_us, 77)));
+    assert!(d.tick().flush);
+    assert_eq!(d.walk(8).iter().map(|row| row.until_us).collect::<Vec<_>>(), [later_us]);
+}

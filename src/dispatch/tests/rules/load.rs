@@ -303,3 +303,29 @@ fn load_that_was_cancelled_is_the_workers_from_where_it_came_to() {
     assert_eq!(d.mark(), 1_000);
     assert!(d.tick().load);
 }
+
+#[test]
+fn load_brings_forward_what_waits_and_was_changed_by_a_prepared_transaction() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    // A horizon that is a minute away.
+    d.publish_row(due(9, SECOND_US), Change::Insert);
+    let now = d.now;
+    let ScanStart::Range { until_us, .. } = d.arena().scan_begin(queue, 0, now) else { panic!("no scan") };
+    d.memory.arena().scan_end(queue, 0, until_us, NEVER_US, now, &mut d.fx);
+    for id in 1..=3 {
+        d.publish_row(due(id, 30 * SECOND_US), Change::Insert);
+    }
+    d.memory.arena().queue_mark(queue, 1, &mut d.fx);
+    assert_eq!(d.arena().load_begin(queue, 0), LoadStart::From(1));
+    let elsewhere = Tid { block: 90, offset: 2 };
+    assert_eq!(d.load_row(Row { tid: elsewhere, ..row(1) }), LoadRow::Known);
+    assert_eq!(d.load_row(Row { tid: elsewhere, ..due(2, 10 * SECOND_US) }), LoadRow::Known);
+    assert_eq!(d.load_row(row(3)), LoadRow::Known); // where it was: it waits for other reasons than its row's
+    d.memory.arena().load_end(queue, 0, NO_MARK, &mut d.fx);
+    d.arena().check().unwrap();
+    let states = [1, 2, 3].map(|id| d.state(id));
+    assert_eq!(states, [Some(State::Ready), Some(State::Delayed), Some(State::Delayed)]);
+    d.pass(10 * SECOND_US);
+    assert_eq!(d.take(3).iter().map(|taken| taken.msg_id).collect::<Vec<_>>(), [1, 2]);
+}

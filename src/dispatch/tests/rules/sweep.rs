@@ -190,3 +190,77 @@ fn row_written_while_its_table_was_truncated_goes_though_its_id_came_anew() {
         assert_eq!(d.fate(2, 1), RowFate::Keep, "the lease of a new message");
     }
 }
+
+#[test]
+fn row_of_a_delivery_that_was_released_for_later_is_deleted_and_its_slot_stays_until_then() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    d.publish(1);
+    let taken = d.take_for(1, 3600, 0)[0];
+    d.write_all();
+    d.quiet();
+    d.worker_sleeps();
+    d.pin(1, Fence::Lease(taken.lease_id), 5);
+    // Its own row has one less than the lease's.
+    d.memory.arena().pin_refile(queue, due(1, 1200 * SECOND_US), 5, now, &mut d.fx);
+    assert_eq!(d.state(1), Some(State::Delayed), "though it is due late");
+    assert_eq!(d.woken(), [WORKER], "it would sleep for long");
+    assert!(d.is_swept());
+    assert!(d.arena().sweep_begin(queue));
+    assert_eq!(d.fate(1, 1), RowFate::Recount(0));
+    assert_eq!(d.fate(1, 1), RowFate::Recount(0), "until that is committed");
+    let now = d.now;
+    d.memory.arena().row_is_corrected(queue, 1, 0, now, &mut d.fx);
+    assert_eq!((d.state(1), d.arena().slots_free()), (None, 16), "it is due late");
+    d.arena().check().unwrap();
+    assert_eq!(d.tick().next_us, now.mono_us + 1185 * SECOND_US, "and scanned for in time");
+}
+
+#[test]
+fn row_of_a_count_that_was_lowered_by_hand_is_recounted() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    d.publish_row(Row { count: 3, ..row(1) }, Change::Insert);
+    d.take_for(1, 1, 0);
+    d.write_all();
+    d.pass(SECOND_US);
+    d.tick();
+    d.publish_row(row(1), Change::Update);
+    assert!(d.is_swept());
+    assert!(d.arena().sweep_begin(queue));
+    assert_eq!(d.fate(1, 4), RowFate::Recount(0));
+}
+
+#[test]
+fn row_of_a_lease_that_ended_before_its_time_loses_its_deadline() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    d.publish(1);
+    let taken = d.take_for(1, 3600, 0)[0];
+    d.write_all();
+    assert_eq!(d.fate(1, 1), RowFate::Keep);
+    let until_us = d.now.mono_us;
+    d.memory.arena().shorten(queue, 1, taken.lease_id, until_us, &mut d.fx);
+    d.tick();
+    assert_eq!(d.state(1), Some(State::Ready));
+    assert!(d.is_swept());
+    assert!(d.arena().sweep_begin(queue));
+    assert_eq!(d.fate(1, 1), RowFate::Recount(1));
+    let now = d.now;
+    d.memory.arena().row_is_corrected(queue, 1, 1, now, &mut d.fx);
+    assert_eq!(d.fate(1, 1), RowFate::Keep, "once");
+}
+
+#[test]
+fn worker_that_sleeps_for_long_is_called_to_correct_rows() {
+    let mut d = Desk::new(16, 2, 8);
+    d.publish(1);
+    let taken = d.take_for(1, 3600, 0)[0];
+    d.write_all();
+    d.quiet();
+    d.worker_sleeps();
+    d.release(taken);
+    assert_eq!(d.woken(), [WORKER]);
+    let now_us = d.now.mono_us;
+    assert_eq!(d.tick().next_us, now_us + SWEEP_US);
+}

@@ -300,6 +300,115 @@ fn deliveries_within_the_senders_transaction_count_whoever_named_the_message_mea
 }
 
 #[test]
+fn pin_withdrawn_is_no_lease_and_no_delivery() {
+    let mut d = Desk::new(16, 2, 8);
+    let (queue, now) = (d.queue, d.now);
+    for ends in [Desk::undo, Desk::finish] {
+        d.publish(1);
+        let taken = d.take_one();
+        assert!(d.memory.arena().pin_withdrawn(queue, taken, 5, &mut d.fx));
+        assert!(!d.memory.arena().pin_withdrawn(queue, taken, 6, &mut d.fx), "once");
+        d.arena().check().unwrap();
+        for fence in [Fence::Any, Fence::Lease(taken.lease_id)] {
+            assert_eq!(d.memory.arena().extend(queue, 1, fence, now.mono_us, now, &mut d.fx), None);
+        }
+        assert_eq!(d.pin(1, Fence::Any, 6), Pin::Busy);
+        ends(&mut d, 1, 5);
+    }
+    assert_eq!((d.state(1), d.arena().slots_free()), (None, 16), "it was not there");
+    d.publish(1);
+    assert_eq!(d.take_one().count, 1);
+}
+
+#[test]
+fn pin_withdrawn_of_what_comes_meanwhile_does_not_lose_it() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    d.publish(1);
+    let taken = d.take_one();
+    d.publish(1); // after its reader's snapshot, before he says that it is not there
+    assert!(d.memory.arena().pin_withdrawn(queue, taken, 5, &mut d.fx));
+    d.finish(1, 5);
+    assert_eq!(d.state(1), Some(State::Ready));
+}
+
+/// Two queues, eight slots, one promised to each of four: this one has four of its own messages read, the other one has
+/// taken what is left.
+fn held_in_a_full_arena(held: usize) -> Desk {
+    let mut d = Desk::new(8, 1, 8);
+    let queue = d.queue;
+    assert_eq!(d.arena().hold(queue, held), held);
+    d.queue = d.attach(101);
+    (1..=8).for_each(|msg_id| d.publish(msg_id));
+    d.take(8);
+    d.arena().check().unwrap();
+    d.queue = queue;
+    assert_eq!(d.arena().hold(queue, 1), 0, "there is no room for more");
+    d
+}
+
+#[test]
+fn hold_keeps_a_slot_for_the_lease_of_what_is_not_committed_yet() {
+    let mut d = held_in_a_full_arena(4);
+    let (queue, now) = (d.queue, d.now);
+    let lease = Lease { until_us: now.mono_us + SECOND_US, pid: 1, lxid: 0, flush_us: NEVER_US };
+    for msg_id in 1..=4 {
+        let lease_id = d.arena().lease_id_next();
+        d.memory.arena().unhold(queue, &mut d.fx);
+        d.memory.arena().publish_leased(queue, row(msg_id), lease_id, lease, now, &mut d.fx);
+        d.arena().check().unwrap();
+        assert_eq!(d.arena().view(queue, msg_id).unwrap().lease_id, lease_id);
+    }
+}
+
+#[test]
+fn hold_keeps_a_slot_for_the_count_of_what_is_not_committed_yet() {
+    let mut d = held_in_a_full_arena(2);
+    let (queue, now) = (d.queue, d.now);
+    let far = Row { visible_at_us: Some(WALL_US + 9 * 3600 * SECOND_US), ..row(2) };
+    for row in [row(1), far] {
+        d.memory.arena().unhold(queue, &mut d.fx);
+        d.memory.arena().publish_counted(queue, row, 3, now, &mut d.fx);
+        d.arena().check().unwrap();
+    }
+    let stands = |view: View| (view.state, view.count);
+    assert_eq!(
+        [1, 2].map(|id| d.arena().view(queue, id).map(stands)),
+        [Some((State::Ready, 3)), Some((State::Delayed, 3))]
+    );
+    assert_eq!(d.take_one().count, 4);
+}
+
+#[test]
+fn hold_that_is_not_needed_is_room_again() {
+    let mut d = held_in_a_full_arena(4);
+    let (queue, free) = (d.queue, d.arena().slots_free());
+    for _ in 0..5 {
+        d.memory.arena().unhold(queue, &mut d.fx); // once too often does nothing
+        d.arena().check().unwrap();
+    }
+    assert_eq!(d.arena().slots_free(), free + 4);
+    d.publish(1);
+    assert_eq!(d.state(1), Some(State::Ready));
+}
+
+#[test]
+fn hold_ends_with_its_queue() {
+    let mut d = held_in_a_full_arena(4);
+    let queue = d.queue;
+    assert!(d.memory.arena().queue_detach(DATABASE, 100, 8, &mut d.fx));
+    d.arena().check().unwrap();
+    let successor = d.attach(102);
+    for _ in 0..4 {
+        d.memory.arena().unhold(queue, &mut d.fx);
+        d.arena().check().unwrap();
+    }
+    d.queue = successor;
+    assert_eq!(d.arena().hold(successor, 8), 4);
+    d.arena().check().unwrap();
+}
+
+#[test]
 fn deliveries_within_the_senders_transaction_use_up_those_allowed() {
     let mut d = Desk::new(16, 2, 8);
     let queue = d.queue;

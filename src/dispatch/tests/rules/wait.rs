@@ -269,3 +269,33 @@ fn resumed_queue_has_a_sleeper_look_when_its_next_message_is_due() {
     d.reconfigure(Policy::DEFAULT);
     assert_eq!(d.woken(), [1]);
 }
+
+#[test]
+fn message_of_another_queue_wakes_its_sleeper_even_when_readers_fill_the_list() {
+    let config = Config { slots_min: 1, window: 4096 };
+    let mut memory = Memory::new(2, 4096, 1000, config, 1);
+    let now = Now { mono_us: SECOND_US, wall_us: WALL_US };
+    let mut fx = Effects::new();
+    let queues = [100, 101].map(|relation| {
+        let queue = memory.arena().queue_attach(DATABASE, relation, WALL_US).unwrap();
+        assert!(memory.arena().queue_configure(queue, 0, Policy::DEFAULT));
+        memory.arena().restore_begin(queue, 0);
+        memory.arena().restore_end(queue, 0, &mut fx);
+        memory.arena().load_begin(queue, 0);
+        memory.arena().load_end(queue, 0, NO_MARK, &mut fx);
+        queue
+    });
+    for proc in 0..999 {
+        memory.arena().wait_begin(proc, &queues[..1], &mut fx);
+    }
+    memory.arena().wait_begin(999, &queues[1..], &mut fx);
+    let mut fx = Effects::new();
+    for id in 0..900 {
+        memory.arena().publish(queues[0], row(id), Change::Insert, now, &mut fx);
+    }
+    assert!(!fx.is_everyone(), "those who are woken wake the rest");
+    memory.arena().publish(queues[1], row(1), Change::Insert, now, &mut fx);
+    assert!(fx.is_everyone());
+    assert!(memory.arena().wait_is_over(999));
+    memory.arena().check().unwrap();
+}
