@@ -446,7 +446,7 @@ impl Cluster {
     pub fn kill_backend(&self, pid: i32) -> Result<()> {
         match self.kill_backend_if(pid, || Ok(true))? {
             true => Ok(()),
-            false => bail!("process {pid} is none of this cluster's"),
+            false => bail!("process {pid} is none of this cluster's, or has just ended"),
         }
     }
 
@@ -463,7 +463,9 @@ impl Cluster {
         if !is_wanted()? {
             return Ok(false);
         }
-        processes::send(pid, Signal::SIGKILL)?;
+        if !processes::send_if_there(pid, Signal::SIGKILL)? {
+            return Ok(false); // it has just ended by itself, and nothing will come of it
+        }
         poll(START_LIMIT, || (has_crashed() && self.connect("postgres").is_ok()).then_some(true)).ok_or_else(
             || anyhow!("the server did not come back after the crash of {pid}; its log:\n{}", self.log_tail()),
         )

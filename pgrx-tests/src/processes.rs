@@ -9,10 +9,16 @@ use nix::errno::Errno;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+/// To one that has just ended by itself, too: what the caller wanted.
 pub(crate) fn send(pid: u32, signal: Signal) -> Result<()> {
+    send_if_there(pid, signal).map(|_| ())
+}
+
+/// Returns whether there is such a process.
+pub(crate) fn send_if_there(pid: u32, signal: Signal) -> Result<bool> {
     match kill(Pid::from_raw(pid as i32), signal) {
-        // It has just ended by itself: what the caller wanted.
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot send {signal} to process {pid}")),
     }
 }

@@ -72,24 +72,24 @@ fn in_transaction(database: &Database, sql: &str) -> Session {
 
 #[test]
 fn lease_is_written_once_it_outlives_the_interval() {
-    let cluster = slow_flush().start().unwrap();
+    let cluster = ClusterOptions::default().set("pg_queue.lease_flush_interval", "10 min").start().unwrap();
     let database = database_on(&cluster, &["q", "short"]);
     let mut client = session(&database);
     worker_pid(&database);
     send_many(&mut client, "q", 2);
     send_many(&mut client, "short", 2);
     let long = read_for(&mut client, "q", 1, "1 h");
-    let short = read_for(&mut client, "short", 1, "59 s");
+    let short = read_for(&mut client, "short", 1, "599 s");
     let finished = read_for(&mut client, "short", 1, "1 h");
     // Nothing before its time: another queue's lease, of a shorter interval by far, is written first.
-    advance_clock(&mut client, "50 s");
+    advance_clock(&mut client, "9 min");
     assert!(delete(&mut client, "short", &finished[0]));
     let durable = "SELECT queue_create('now', durable_leases => true); SELECT queue_send('now', '1')";
     client.batch_execute(durable).unwrap();
     let now = read_for(&mut client, "now", 1, "1 h");
     assert_eq!(written_lease(&mut client, "now", now[0].msg_id).unwrap().lease_id, now[0].lease_id);
     assert_eq!((written_leases(&mut client, "q"), written_leases(&mut client, "short")), (vec![], vec![]));
-    advance_clock(&mut client, "11 s");
+    advance_clock(&mut client, "61 s");
     wait_written(&mut client, "q", &ids(&long));
     let written = written_lease(&mut client, "q", long[0].msg_id).unwrap();
     assert_eq!((written.lease_id, written.count), (long[0].lease_id, 1));
@@ -98,7 +98,7 @@ fn lease_is_written_once_it_outlives_the_interval() {
     assert_eq!(written_leases(&mut client, "short"), []);
     let again = read_for(&mut client, "short", 1, "1 h");
     assert_eq!((again[0].msg_id, again[0].count), (short[0].msg_id, 2));
-    advance_clock(&mut client, "61 s");
+    advance_clock(&mut client, "601 s");
     wait_written(&mut client, "short", &ids(&again));
     assert_eq!(written_leases(&mut client, "short")[0].count, 2);
 }
@@ -516,7 +516,9 @@ fn durable_read_waits_for_the_worker_and_gives_back_when_cancelled() {
         database.wait_until_backend_waits(reading.pid(), "Extension", None);
     }
     assert!(!first.is_done() && !second.is_done() && written_leases(&mut client, "q").is_empty());
-    assert!(sent.iter().all(|id| state(&mut client, "q", *id).as_deref() == Some("leased")));
+    wait_until("both have taken theirs", || {
+        sent.iter().all(|id| state(&mut client, "q", *id).as_deref() == Some("leased"))
+    });
     client.execute("SELECT pg_cancel_backend($1)", &[&first.pid()]).unwrap();
     let (_, result) = first.join().unwrap();
     assert_eq!(code(result), "57014");
@@ -542,19 +544,19 @@ fn durable_read_whose_lease_ends_before_it_is_written_is_refused() {
     let msg_id = send(&mut client, "q", 1);
     let mut hold = Hold::backend(&database, "lease-write", worker_pid(&database));
     let signal = |pid: i32, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
-    let reading = session(&database).run("SELECT * FROM queue_read('q', 1, '5 s')").unwrap();
+    let reading = session(&database).run("SELECT * FROM queue_read('q', 1, '10 min')").unwrap();
     hold.wait_reached();
     database.wait_until_backend_waits(reading.pid(), "Extension", None);
-    advance_clock(&mut client, "5 s");
+    advance_clock(&mut client, "10 min");
     assert_eq!(code(reading.join().unwrap().1), "55000");
     // One that is given to another meanwhile, too.
-    let reading = session(&database).run("SELECT * FROM queue_read('q', 1, '5 s')").unwrap();
+    let reading = session(&database).run("SELECT * FROM queue_read('q', 1, '10 min')").unwrap();
     database.wait_until_backend_waits(reading.pid(), "Extension", None);
     signal(reading.pid(), Signal::SIGSTOP);
-    advance_clock(&mut client, "5 s");
+    advance_clock(&mut client, "10 min");
     let other = start_read(session(&database), "q");
     database.wait_until_backend_waits(other.pid(), "Extension", None);
-    assert_eq!(state(&mut client, "q", msg_id).as_deref(), Some("leased"));
+    wait_until("the other has it", || state(&mut client, "q", msg_id).as_deref() == Some("leased"));
     signal(reading.pid(), Signal::SIGCONT);
     assert_eq!(code(reading.join().unwrap().1), "55000");
     hold.release();
@@ -566,17 +568,24 @@ fn durable_read_whose_lease_ends_before_it_is_written_is_refused() {
 #[test]
 fn durable_reads_share_commits() {
     const READERS: i64 = 30;
-    let cluster = Cluster::start_new().unwrap();
+    // No deadline is written meanwhile.
+    let cluster = ClusterOptions::default().set("pg_queue.lease_flush_interval", "1 h").start().unwrap();
     let database = database_on(&cluster, &[]);
     let mut client = session(&database);
-    create_durable(&mut client, "q");
+    let create = "SELECT queue_create('q', durable_leases => true, visibility_timeout => '10 min')";
+    client.batch_execute(create).unwrap();
     let mut sent = send_many(&mut client, "q", READERS);
     let mut hold = Hold::backend(&database, "lease-write", worker_pid(&database));
     let readings: Vec<Reading> = (0..READERS).map(|_| start_read(session(&database), "q")).collect();
     hold.wait_reached();
-    for reading in &readings {
-        database.wait_until_backend_waits(reading.pid(), "Extension", None);
-    }
+    let pids: Vec<i32> = readings.iter().map(Reading::pid).collect();
+    wait_until("each reader has a message and waits for the worker", || {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1) AND wait_event_type = 'Extension'";
+        client.query_one(sql, &[&pids]).unwrap().get::<_, i64>(0) == READERS
+            && client.query("SELECT FROM queue_peek('q', 100, state => 'leased')", &[]).unwrap().len()
+                == pids.len()
+    });
     hold.release();
     let got: Vec<i64> = readings.into_iter().map(|reading| joined(reading).1[0].msg_id).collect();
     sent.sort_unstable();
@@ -837,10 +846,11 @@ fn release_and_extend_of_many_in_the_transaction_that_read_them_take_no_longer_f
     const MANY: i64 = 20_000;
     let database = database_with(&["q"]);
     let mut client = session(&database);
-    client.batch_execute("SET statement_timeout = '30 s'").unwrap();
+    client.batch_execute("SET statement_timeout = '60 s'").unwrap();
+    assert!(read(&mut client, "q", 1).is_empty()); // tracked from here on
     send_many(&mut client, "q", MANY);
     client.batch_execute("BEGIN").unwrap();
-    let ids = ids(&read(&mut client, "q", MANY));
+    let ids = ids(&read_for(&mut client, "q", MANY, "1 h"));
     assert_eq!(ids.len() as i64, MANY);
     let extended = client.query("SELECT queue_extend_batch('q', $1)", &[&ids]).unwrap();
     assert_eq!(extended.len() as i64, MANY);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use postgres::types::FromSql;
 use postgres::Client;
-use queue_tests::{wait_points, wait_until, ClusterOptions, StopMode};
+use queue_tests::{wait_points, wait_until, Cluster, ClusterOptions, Database, StopMode};
 
 fn value<T: for<'a> FromSql<'a>>(client: &mut Client, sql: &str) -> T {
     client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
@@ -20,27 +20,47 @@ fn text(client: &mut Client, sql: &str) -> String {
     value::<Option<String>>(client, sql).unwrap_or_default()
 }
 
+/// Starts a read that waits for longer than the harness does, and returns when it sleeps: one that nobody wakes fails its
+/// test.
+fn reader_asleep_for_long(database: &Database, queue: &str) -> Reading {
+    let queue = queue.to_owned();
+    let reading = session(database).run_with(move |client| try_read(client, &queue, 1, None, "60 s")).unwrap();
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    reading
+}
+
 // ---- A table that this transaction has made anew --------------------------------------------------------------
 
 #[test]
 fn read_in_a_transaction_that_has_truncated_or_rewritten_the_table_hides_nothing_once_that_is_undone() {
+    let cluster = Cluster::start_new().unwrap();
     for change in ["TRUNCATE queue.q", "ALTER TABLE queue.q ADD COLUMN x uuid DEFAULT gen_random_uuid()"] {
         for (begin, undo) in [("BEGIN", "ROLLBACK"), ("BEGIN; SAVEPOINT s", "ROLLBACK TO s; COMMIT")] {
-            let database = database_with(&["q"]);
-            let mut client = session(&database);
-            let mut sent = vec![send(&mut client, "q", 1), send(&mut client, "q", 2)];
-            client.batch_execute("ALTER TABLE queue.q SET (fillfactor = 90)").unwrap();
-            sent.push(send(&mut client, "q", 3));
-            sent.push(send_delayed(&mut client, "q", "5 s"));
-            client.batch_execute(&format!("{begin}; {change}")).unwrap();
-            assert!(read(&mut client, "q", 9).len() <= 3);
-            client.batch_execute(undo).unwrap();
-            let mut other = session(&database);
-            let mut got = Vec::new();
-            wait_until("all are read", || {
-                got.extend(ids(&read(&mut other, "q", 9)));
-                sorted(got.clone()) == sent
-            });
+            // The dispatcher knows of what is due soon, and not of the other.
+            for delay in ["5 s", "1 h"] {
+                let database = database_on(&cluster, &["q"]);
+                let mut client = session(&database);
+                let mut sent = vec![send(&mut client, "q", 1), send(&mut client, "q", 2)];
+                client.batch_execute("ALTER TABLE queue.q SET (fillfactor = 90)").unwrap();
+                sent.push(send(&mut client, "q", 3));
+                let delayed = send_delayed(&mut client, "q", delay);
+                client.batch_execute(&format!("{begin}; {change}")).unwrap();
+                let got = ids(&read(&mut client, "q", 9));
+                if change.starts_with("TRUNCATE") {
+                    assert!(got.is_empty(), "{got:?} of no messages");
+                } else if delay == "1 h" {
+                    assert!(got.iter().all(|msg_id| sent.contains(msg_id)), "{got:?} of {sent:?}");
+                }
+                client.batch_execute(undo).unwrap();
+                wait_points::advance_clock(&mut client, delay);
+                sent.push(delayed);
+                let mut other = session(&database);
+                let mut got = Vec::new();
+                wait_until("all are read", || {
+                    got.extend(ids(&read_for(&mut other, "q", 9, "1 h")));
+                    sorted(got.clone()) == sent
+                });
+            }
         }
     }
 }
@@ -95,10 +115,12 @@ fn waiting_in_a_transaction_that_has_truncated_the_queue_costs_nothing() {
     assert!(read(&mut client, "q", 1).is_empty());
     send_many(&mut client, "q", 3);
     client.batch_execute("BEGIN; TRUNCATE queue.q").unwrap();
-    let pid = value::<i32>(&mut client, "SELECT pg_backend_pid()");
-    let before = cpu_ticks(pid);
+    let pid = client.pid();
+    let before = (cpu_ticks(pid), sleeps(pid));
     assert!(try_read(&mut client, "q", 9, None, "2 s").unwrap().is_empty());
-    assert!(cpu_ticks(pid) - before < 100, "{} ticks of 200", cpu_ticks(pid) - before);
+    // Of two seconds, of which a busy machine may not give it much; nor does it sleep a little and look again.
+    let (ticks, naps) = (cpu_ticks(pid) - before.0, sleeps(pid) - before.1);
+    assert!(ticks < 25 && naps < 100, "{ticks} ticks of 200, asleep {naps} times");
     client.batch_execute("ROLLBACK").unwrap();
     assert_eq!(read(&mut client, "q", 9).len(), 3);
 }
@@ -273,7 +295,7 @@ fn read_any_returns_what_it_has_though_a_durable_queue_has_no_worker() {
     set_worker(&database, false);
     send(&mut client, "plain", 1);
     send(&mut client, "dur", 2);
-    client.batch_execute("SET statement_timeout = '5 s'").unwrap();
+    client.batch_execute("SET statement_timeout = '25 s'").unwrap();
     assert_eq!(
         text(&mut client, "SELECT string_agg(queue, ' ') FROM queue_read_any('{plain, dur}', 2)"),
         "plain"
@@ -300,16 +322,14 @@ fn sleeper_hears_when_the_next_is_due_from_one_who_leaves_with_a_message() {
     let database = database_with(&["q"]);
     set_worker(&database, false);
     let mut sender = session(&database);
-    let first = reader_asleep(&database, "q");
-    let second = reader_asleep(&database, "q");
+    let first = reader_asleep_for_long(&database, "q");
+    let second = reader_asleep_for_long(&database, "q");
     sender
         .batch_execute(
             "BEGIN; SELECT queue_send('q', '1'); SELECT queue_send('q', '2', delay => '2 s'); COMMIT",
         )
         .unwrap();
-    let begun = Instant::now();
     assert_eq!(joined(first).1.len() + joined(second).1.len(), 2);
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -322,13 +342,11 @@ fn sleeper_that_would_wait_for_another_queues_lock_passes_its_wake_up_on() {
         .run_with(|client| client.query("SELECT msg_id FROM queue_read_any('{a, b}', wait => '60 s')", &[]))
         .unwrap();
     database.wait_until_backend_waits(pid, "Extension", None);
-    let second = reader_asleep(&database, "a");
+    let second = reader_asleep_for_long(&database, "a");
     let mut locker = session(&database);
     locker.batch_execute("BEGIN; LOCK TABLE queue.b IN ACCESS EXCLUSIVE MODE").unwrap();
-    let begun = Instant::now();
     let msg_id = send(&mut sender, "a", 1);
     assert_eq!(ids(&joined(second).1), [msg_id]);
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     locker.batch_execute("ROLLBACK").unwrap();
     let msg_id = send(&mut sender, "b", 1);
     let rows = both.join().unwrap().1.unwrap();
@@ -394,7 +412,7 @@ fn worker_waits_for_nobody_who_restores_a_queue() {
     let database = database_on(&cluster, &["q"]);
     let mut client = session(&database);
     send(&mut client, "q", 1);
-    assert_eq!(read(&mut client, "q", 1).len(), 1);
+    assert_eq!(read_for(&mut client, "q", 1, "1 h").len(), 1);
     // The worker is called to look at what is new, and may be the one who restores it.
     let stands = (0..50).find_map(|n| {
         let fresh = format!("fresh{n}");
@@ -423,7 +441,7 @@ fn worker_waits_for_nobody_who_restores_a_queue() {
     // It serves the others.
     wait_written(&mut client, "q", &[1]);
     client.batch_execute("SELECT queue_alter('q', max_deliveries => 1); SELECT queue_send('q', '2')").unwrap();
-    assert_eq!(read_for(&mut client, "q", 1, "10 ms").len(), 1);
+    exhaust(&mut client, "q", 1);
     wait_until("it is archived", || value::<i64>(&mut client, "SELECT count(*) FROM queue_archive.q") == 1);
     hold.release();
     send(&mut client, &fresh, 3);
@@ -439,9 +457,9 @@ fn queue_whose_ids_could_not_be_looked_after_is_looked_after_again() {
     let mut locker = session(&database);
     locker.batch_execute("BEGIN; REINDEX TABLE queue_archive.q").unwrap();
     client.batch_execute("INSERT INTO queue.q (msg_id, message) VALUES (1, '1'), (2, '2')").unwrap();
-    wait_until("the log says that it failed", || {
-        database.cluster.log().contains("looking after message ids failed")
-    });
+    let place = format!("database \"{}\"", database.name);
+    let is_failure = |line: &str| line.contains("looking after message ids failed") && line.contains(&place);
+    wait_until("the log says that it failed", || database.cluster.log().lines().any(is_failure));
     locker.batch_execute("ROLLBACK").unwrap();
     let last = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('queue.q', 'msg_id')), 0)";
     wait_until("its ids are raised", || value::<i64>(&mut client, last) == 2);
@@ -482,8 +500,10 @@ fn settings_that_change_while_the_worker_is_at_work_are_taken_in() {
         .batch_execute(
             "SELECT queue_send('q', '1'); SELECT queue_archive('q', 1); \
              UPDATE queue_archive.q SET archived_at = now() - interval '2 h'; \
-             CREATE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS \
-             $$ BEGIN PERFORM pg_sleep(2); RETURN OLD; END $$; \
+             CREATE TABLE public.go (); \
+             CREATE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             FOR n IN 1 .. 80 LOOP EXIT WHEN EXISTS (SELECT FROM public.go); PERFORM pg_sleep(0.1); END LOOP; \
+             RETURN OLD; END $$; \
              CREATE TRIGGER t BEFORE DELETE ON queue_archive.q FOR EACH ROW EXECUTE FUNCTION public.keep(); \
              SELECT queue_alter('q', archive_retention => '1 h')",
         )
@@ -492,6 +512,8 @@ fn settings_that_change_while_the_worker_is_at_work_are_taken_in() {
     database.wait_until_backend_waits(worker, "Timeout", Some("PgSleep"));
     client.batch_execute("ALTER SYSTEM SET pg_queue.worker_enabled = off").unwrap();
     client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    wait_until("the change has come", || text(&mut client, "SHOW pg_queue.worker_enabled") == "off");
+    client.batch_execute("INSERT INTO public.go DEFAULT VALUES").unwrap();
     wait_no_worker(&database);
 }
 
@@ -506,25 +528,49 @@ fn of_two_workers_one_ends_and_the_other_looks_at_everything() {
              SELECT queue_archive('q', 1)",
         )
         .unwrap();
-    wait_points::arm(&mut client, "worker-begin", None).unwrap();
     let worker = worker_pid(&database);
+    wait_points::arm(&mut client, "worker-begin", None).unwrap();
     let mut admin = cluster.connect("postgres").unwrap();
     let launcher = launcher_pid(&mut admin).unwrap();
     // No trigger of ours: nobody is told of it.
     client
         .batch_execute("SET session_replication_role = replica; UPDATE queue_archive.q SET archived_at = now() - interval '2 h'")
         .unwrap_or_else(|error| panic!("{error:?}"));
+    // Launchers look into other databases, too.
     let workers = |client: &mut Client| -> i64 {
+        value(
+            client,
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' AND datname = current_database()",
+        )
+    };
+    let all = |client: &mut Client| -> i64 {
         value(client, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_queue worker'")
     };
+    let stand = |client: &mut Client| wait_points::reached(client, "worker-begin").unwrap() == all(client);
     client.execute("SELECT pg_terminate_backend($1)", &[&worker]).unwrap();
-    wait_until("its successor stands", || wait_points::reached(&mut client, "worker-begin").unwrap() == 1);
+    database.wait_until_backend_gone(worker);
+    wait_until("its successor stands", || workers(&mut client) == 1 && stand(&mut client));
     client.execute("SELECT pg_terminate_backend($1)", &[&launcher]).unwrap();
-    wait_points::wait_reached(&mut client, "worker-begin", 2);
+    wait_until("the next launcher's, too", || workers(&mut client) == 2 && stand(&mut client));
     wait_points::release(&mut client, "worker-begin").unwrap();
     wait_until("one is left", || workers(&mut client) == 1);
     wait_until("it has trimmed the archive", || {
         value::<i64>(&mut client, "SELECT count(*) FROM queue_archive.q") == 0
     });
     assert_eq!(workers(&mut client), 1);
+}
+
+// ---- What the model found -----------------------------------------------------------------------------------
+
+#[test]
+fn own_message_that_plain_sql_has_deleted_is_not_counted_where_that_is_undone() {
+    let database = database_with(&["q"]);
+    let mut client = session(&database);
+    client.batch_execute("BEGIN").unwrap();
+    let msg_id = send(&mut client, "q", 1);
+    client.batch_execute("SAVEPOINT s; DELETE FROM queue.q").unwrap();
+    assert!(read(&mut client, "q", 1).is_empty());
+    client.batch_execute("ROLLBACK TO s; COMMIT").unwrap();
+    let got = read_one(&mut client, "q");
+    assert_eq!((got.msg_id, got.count), (msg_id, 1));
 }

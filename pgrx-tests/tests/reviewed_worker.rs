@@ -20,6 +20,7 @@ fn lines(cluster: &Cluster, text: &str) -> usize {
 
 #[test]
 fn many_queues_that_take_a_turn_each_keep_no_durable_read_schedule_or_rename() {
+    // A round in which each had its turn would take twelve seconds.
     const SLOW: usize = 40;
     let cluster = Cluster::start_new().unwrap();
     let database = database_on(&cluster, &["ticks"]);
@@ -27,7 +28,7 @@ fn many_queues_that_take_a_turn_each_keep_no_durable_read_schedule_or_rename() {
     client
         .batch_execute(
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql
-               AS $$ BEGIN PERFORM pg_sleep(0.12); RETURN OLD; END $$;
+               AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN OLD; END $$;
              SELECT queue_create('durable', durable_leases => true), queue_schedule('ticks', 't', '1 second', '1')",
         )
         .unwrap();
@@ -45,18 +46,17 @@ fn many_queues_that_take_a_turn_each_keep_no_durable_read_schedule_or_rename() {
     let worker = worker_pid(&database);
     database.wait_until_backend_waits(worker, "Timeout", Some("PgSleep"));
     let sent = rows(&mut client, "ticks");
-    let begun = Instant::now();
-    let mut slowest = Duration::ZERO;
-    for number in 0..8 {
+    let mut took = Vec::new();
+    for number in 0..5 {
         send(&mut client, "durable", number);
-        let read = Instant::now();
-        assert_eq!(read_for(&mut client, "durable", 1, "30 s").len(), 1);
-        slowest = slowest.max(read.elapsed());
+        let begun = Instant::now();
+        assert_eq!(read_for(&mut client, "durable", 1, "1 h").len(), 1);
+        took.push(begun.elapsed());
     }
-    wait_until("the schedule is sent", || rows(&mut client, "ticks") >= sent + 3);
-    assert!(begun.elapsed() < Duration::from_secs(15), "three of a second's schedule: {:?}", begun.elapsed());
-    assert!(slowest < Duration::from_secs(3), "a durable read took {slowest:?}");
-    let rename = Instant::now();
+    took.sort_unstable();
+    assert!(took[took.len() / 2] < Duration::from_secs(5), "durable reads took {took:?}");
+    // By rounds it would be half a minute and more.
+    wait_until("the schedule of every second is sent", || rows(&mut client, "ticks") >= sent + 4);
     let mut admin = cluster.connect("postgres").unwrap();
     assert!(left(&mut client) > 0, "the worker is still at it");
     drop(client);
@@ -65,12 +65,17 @@ fn many_queues_that_take_a_turn_each_keep_no_durable_read_schedule_or_rename() {
             "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'";
         admin.query_one(sql, &[&database.name]).unwrap().get::<_, i64>(0) == 0
     });
-    let renamed =
-        format!("ALTER DATABASE {0} RENAME TO {0}_r; ALTER DATABASE {0}_r RENAME TO {0}", database.name);
-    for statement in renamed.split("; ") {
-        admin.batch_execute(statement).unwrap();
+    // Where the worker does not give way, Postgres refuses it after some seconds: at the latest the second time, when a
+    // round has just begun.
+    let other = format!("{}_r", database.name);
+    for (from, to) in [(&database.name, &other), (&other, &database.name)] {
+        wait_until("the worker is at it", || {
+            let sql = "SELECT FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'pg_queue worker' \
+                       AND wait_event = 'PgSleep'";
+            admin.query_opt(sql, &[from]).unwrap().is_some()
+        });
+        admin.batch_execute(&format!("ALTER DATABASE {from} RENAME TO {to}")).unwrap();
     }
-    assert!(rename.elapsed() < Duration::from_secs(5), "{:?}", rename.elapsed());
 }
 
 #[test]
@@ -88,11 +93,16 @@ fn every_one_of_many_queues_has_its_turn() {
         let sql = format!(
             "SELECT queue_create('slow_{number}', max_deliveries => 1);
              CREATE TRIGGER slow BEFORE DELETE ON queue.slow_{number} FOR EACH ROW EXECUTE FUNCTION slow();
-             SELECT queue_send('slow_{number}', to_jsonb(n)) FROM generate_series(1, 60) n;
-             SELECT count(*) FROM queue_read('slow_{number}', 60, '1 ms')"
+             SELECT queue_send('slow_{number}', to_jsonb(n)) FROM generate_series(1, 60) n"
         );
         client.batch_execute(&sql).unwrap();
+        let mut delivered = 0;
+        wait_until("all are delivered", || {
+            delivered += read_for(&mut client, &format!("slow_{number}"), 60, "1 h").len();
+            delivered == 60
+        });
     }
+    advance_clock(&mut client, "2 h"); // now all leases have ended
     wait_until("all are begun", || (0..6).all(|number| rows(&mut client, &format!("slow_{number}")) < 58));
     let left: Vec<i64> = (0..6).map(|number| rows(&mut client, &format!("slow_{number}"))).collect();
     assert!(left.iter().all(|left| *left > 30), "in turn: {left:?}");
@@ -126,15 +136,23 @@ fn place_of_a_database_that_is_served_no_more_goes_to_another() {
 fn worker_that_fails_comes_back_though_an_earlier_one_had_nothing_to_serve() {
     let cluster = Cluster::start_new().unwrap();
     let database = database_on(&cluster, &["q"]);
-    let worker = worker_pid(&database);
-    let mut client = session(&database);
-    let launcher = launcher_pid(&mut client);
-    // It says so while there is no launcher; to the next one a probe says it again.
-    client.execute("SELECT pg_terminate_backend($1)", &[&launcher]).unwrap();
-    client.batch_execute("DROP EXTENSION pg_queue CASCADE").unwrap();
-    database.wait_until_backend_gone(worker);
-    let is_new = |next: Option<i32>| next.is_some() && next != launcher;
-    wait_until("there is a launcher again", || is_new(launcher_pid(&mut client)));
+    let (mut client, mut admin) = (session(&database), session(&database));
+    // It says so while there is no launcher, which is for a second; to the next one a probe says it again.
+    let has_said_it = (0..5).any(|_| {
+        let (worker, launcher) = (worker_pid(&database), launcher_pid(&mut admin).unwrap());
+        client.batch_execute("BEGIN; DROP EXTENSION pg_queue CASCADE").unwrap();
+        admin.execute("SELECT pg_terminate_backend($1)", &[&launcher]).unwrap();
+        wait_until("there is no launcher", || launcher_pid(&mut admin) != Some(launcher));
+        client.batch_execute("COMMIT").unwrap();
+        database.wait_until_backend_gone(worker);
+        let is_without = launcher_pid(&mut admin).is_none();
+        wait_until("there is a launcher again", || launcher_pid(&mut admin).is_some());
+        if !is_without {
+            client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
+        }
+        is_without
+    });
+    assert!(has_said_it, "the next launcher was there each time");
     std::thread::sleep(Duration::from_secs(1)); // the probe
     client.batch_execute("CREATE EXTENSION pg_queue").unwrap();
     create(&mut client, &["q"]);
@@ -152,12 +170,14 @@ fn schedules_that_cannot_be_looked_at_are_looked_at_after_a_while() {
     let mut client = session(&database);
     client.batch_execute("SELECT queue_schedule('q', 'n', '1 second', '1')").unwrap();
     wait_until("it is sent", || rows(&mut client, "q") > 0);
+    let begun = Instant::now();
     client.batch_execute("ALTER TABLE queue_catalog.schedule RENAME COLUMN paused TO p").unwrap();
     let failed = "looking for schedules failed: column s.paused does not exist";
-    wait_until("it has failed", || lines(&cluster, failed) > 0);
-    std::thread::sleep(Duration::from_secs(2));
-    let times = lines(&cluster, failed);
-    assert!((2..6).contains(&times), "{times} times in two seconds");
+    wait_until("it has failed again and again", || lines(&cluster, failed) >= 3);
+    std::thread::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed()));
+    // Every second, and at once when the worker is called, as it is for such a change.
+    let (times, seconds) = (lines(&cluster, failed), begun.elapsed().as_secs());
+    assert!(times as u64 <= seconds + 3, "{times} times in {seconds} seconds");
     assert!(cluster.log().contains(&format!("{failed} (SQLSTATE 42703, database \"{}\")", database.name)));
     client.batch_execute("ALTER TABLE queue_catalog.schedule RENAME COLUMN p TO paused").unwrap();
     let sent = rows(&mut client, "q");
@@ -240,7 +260,11 @@ fn more_written_leases_than_a_chunk_are_swept_and_those_that_are_left_are_not() 
     let database = database_on(&cluster, &["q"]);
     let mut client = session(&database);
     send_many(&mut client, "q", 2_500);
-    let got = read_for(&mut client, "q", 2_500, "1 h");
+    let mut got = Vec::new();
+    wait_until("all are delivered", || {
+        got.extend(read_for(&mut client, "q", 2_500, "1 h"));
+        got.len() == 2_500
+    });
     let (gone, kept): (Vec<i64>, Vec<i64>) = ids(&got).iter().partition(|id| **id % 50 > 0);
     let written = |client: &mut Client| written_leases(client, "q").len();
     advance_clock(&mut client, "1 min");

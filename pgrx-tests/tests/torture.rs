@@ -63,15 +63,16 @@ fn torture_without_a_crash_strands_nothing() {
 
 /// The rules that the checker finds broken, on an engine that breaks `rule` on purpose.
 fn found_broken(rule: &str, names: &[&str]) -> Vec<&'static str> {
-    found_broken_in(2, rule, names, QUIET_ONE_IN)
+    found_broken_in(4, rule, names, QUIET_ONE_IN)
 }
 
 fn found_broken_in(seconds: u64, rule: &str, names: &[&str], quiet_one_in: u64) -> Vec<&'static str> {
     let faults = faults::all().into_iter().filter(|fault| names.contains(&fault.name())).collect();
     let outcome = torture(seconds, faults, Some(rule), quiet_one_in);
-    let verdict = &outcome.verdict;
-    assert_eq!(outcome.is_good(), verdict.is_clean() && outcome.failures.is_empty());
-    verdict.counts().iter().filter(|(_, count)| count.broken > 0).map(|(name, _)| *name).collect()
+    let counts = outcome.verdict.counts();
+    let broken: Vec<_> = counts.iter().filter(|(_, count)| count.broken > 0).map(|(name, _)| *name).collect();
+    assert!(broken.is_empty() || !outcome.is_good(), "a round with {broken:?} broken counts as good");
+    broken
 }
 
 /// In one of a few rounds these rules are found broken: on a busy machine there are few strikes in one.
@@ -111,10 +112,10 @@ fn broken_engine_with_short_leases_is_found_to_deliver_concurrently() {
     assert_found(&["concurrent", "refused"], || found_broken("short_leases", &[]));
 }
 
-/// A lease that is on disk, as far as the worker knows, and a crash.
+/// A lease that is on disk, as far as the worker knows, and a crash. Long enough for two, each after a rest.
 #[test]
 fn broken_engine_that_writes_no_leases_is_found() {
-    assert_found(&["concurrent"], || found_broken_in(16, "skip_lease_flush", &["kill-all"], 1));
+    assert_found(&["concurrent"], || found_broken_in(12, "skip_lease_flush", &["kill-all"], 1));
 }
 
 #[test]

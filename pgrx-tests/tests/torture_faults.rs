@@ -98,6 +98,7 @@ fn written_leases_survive_a_promotion_with_fence_and_count() {
     let sent = [send_many(&mut client, "q", 3), send_many(&mut client, "d", 1)].concat();
     // One is delivered for the second time.
     assert!(release_counted(&mut client, "q"));
+    worker_pid(&database); // without one a durable read is refused
     let held = read_for(&mut client, "q", 3, "1 h");
     let durable = read_for(&mut client, "d", 1, "1 h").remove(0);
     assert_eq!(sorted(ids(&held)), sent[..3]);

@@ -48,8 +48,17 @@ thread_local! {
 /// The time of [`limited`] is long over.
 static HAS_OVERSTAYED: AtomicBool = AtomicBool::new(false);
 
-/// The handler of that timeout, in a signal's handler. What ends the process nobody can catch.
+/// The handler of that timeout, in a signal's handler. What ends the process nobody can catch. If the process has not come
+/// to see that it was cancelled (it did not run, and both times were over at once), its grace begins now.
 extern "C-unwind" fn on_overstayed() {
+    // SAFETY: a variable of this process. A timeout's handler may enable one: handle_sig_alarm looks at the list anew after
+    // each, and its signal is blocked meanwhile.
+    unsafe {
+        if pg_sys::QueryCancelPending != 0 {
+            enable_timeout_after(END_TIMEOUT.get(), GRACE_MS);
+            return;
+        }
+    }
     HAS_OVERSTAYED.store(true, Ordering::Relaxed);
     // SAFETY: async-signal-safe; SIGTERM has its handler (`die`).
     unsafe { libc::raise(libc::SIGTERM) };

@@ -12,9 +12,12 @@ mod tests {
     fn read_of_own_uncommitted_message_delivers_its_whole_row() {
         run("SELECT queue_create('q')");
         run("SELECT queue_send('q', '{\"a\": 1}', '{\"h\": 2}')");
-        let read = rows("SELECT * FROM queue_read('q')");
+        let read = rows(
+            "SELECT *, lease_expires_at - clock_timestamp() BETWEEN '15 s' AND '30 s' AS lasts FROM queue_read('q')",
+        );
         assert_eq!(read.len(), 1);
-        let fields = read[0].as_object().unwrap();
+        let mut fields = read[0].as_object().unwrap().clone();
+        assert_eq!(fields.remove("lasts"), Some(json!(true)), "{fields:?}");
         let lease = fields["lease_id"].as_i64().unwrap();
         assert!(lease > 0);
         for (name, expected) in [
@@ -33,10 +36,6 @@ mod tests {
             "'{}'::timestamptz = (SELECT enqueued_at FROM queue.q)",
             fields["enqueued_at"].as_str().unwrap()
         )));
-        assert!(is(&format!(
-            "'{}'::timestamptz - clock_timestamp() BETWEEN '25 s' AND '30 s'",
-            fields["lease_expires_at"].as_str().unwrap()
-        )));
         assert!(is("(SELECT delivery_count = 0 FROM queue.q)"), "a read writes nothing");
         assert!(is(&format!("queue_delete('q', 1, {lease})")));
     }
@@ -53,10 +52,13 @@ mod tests {
     #[pg_test]
     fn read_of_an_empty_queue_gives_nothing_at_once() {
         run("SELECT queue_create('q')");
-        run("CREATE TEMP TABLE t AS SELECT clock_timestamp() AS at");
-        assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 0);
-        let took = value("SELECT clock_timestamp() - at FROM t");
-        assert!(is("(SELECT clock_timestamp() - at < '500 ms' FROM t)"), "wait is 0, but it took {took}");
+        // Of a few attempts one: the machine may stand still in another.
+        let is_at_once = || {
+            let begun = value("SELECT clock_timestamp()");
+            assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 0);
+            is(&format!("clock_timestamp() - '{}'::timestamptz < '500 ms'", begun.as_str().unwrap()))
+        };
+        assert!((0..5).any(|_| is_at_once()), "wait is 0, but it took longer each time");
     }
 
     #[pg_test]

@@ -88,11 +88,18 @@ mod tests {
         run("SELECT queue_create('q')");
         trigger("keep", "BEFORE DELETE", "RETURN NULL;");
         run("SELECT queue_send('q', '1')");
-        assert_eq!(number("SELECT count(*) FROM queue_pop('q')"), 0, "what is not deleted is not popped");
+        // Nor is it tried again at once: only after a second. Of a few attempts one: that second may be over by then.
+        let is_put_off = || {
+            assert_eq!(number("SELECT count(*) FROM queue_pop('q')"), 0, "what is not deleted is not popped");
+            let is_put_off = number("SELECT count(*) FROM queue_read('q')") == 0;
+            if !is_put_off {
+                run("SELECT queue_release('q', '{1}')");
+            }
+            is_put_off
+        };
+        assert!((0..5).any(|_| is_put_off()), "it is tried again at once");
         run("DROP TRIGGER keep ON queue.q");
         assert_eq!(number("SELECT count(*) FROM queue.q"), 1);
-        // Nor is it tried again at once: only after a second.
-        assert_eq!(number("SELECT count(*) FROM queue_read('q')"), 0);
         let read = "SELECT msg_id FROM queue_read('q', wait => '10 s')";
         assert_eq!(column(read), [json!(1)], "it is not forgotten");
     }

@@ -129,6 +129,7 @@ pub fn main(database: u32) {
         if is_called {
             end_if_unwanted(database);
             if survey::enabled_setting() != enabled {
+                prepared(); // it may have been called for that, too, and be the last
                 worker::end();
             }
         }

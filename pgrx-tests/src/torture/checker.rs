@@ -30,8 +30,6 @@ use super::history::{
     Act, Answer, Blow, BlowAt, Delivered, EffectRefused, History, Key, Outcome, Sent, Us, Verb,
 };
 
-/// How far the server's wall clock, by which delays are kept, may run from the monotonic one meanwhile.
-pub(super) const CLOCK_SLACK_US: Us = 5_000;
 /// So many examples of each are kept.
 const EXAMPLES_MAX: usize = 5;
 
@@ -42,6 +40,8 @@ pub struct Rules {
     pub flush_us: Us,
     /// How long after that the worker may take to have a lease on disk.
     pub flush_slack_us: Us,
+    /// How far the server's wall clock, by which delays are kept, may run from the monotonic one meanwhile.
+    pub clock_slack_us: Us,
     /// How long a lease lasts that nobody asked to be longer or shorter.
     pub lease_us: Us,
     /// The queue whose finishes all write the ledger.
@@ -155,7 +155,7 @@ pub(super) struct Message<'a> {
 }
 
 pub(super) struct Checker<'a> {
-    rules: Rules,
+    pub rules: Rules,
     pub blows: Vec<BlowAt>,
     pub ledger: HashSet<Key>,
     pub left: HashSet<Key>,
@@ -287,7 +287,7 @@ impl Checker<'_> {
             }
         }
         for one in message.delivered {
-            if one.returned_us + CLOCK_SLACK_US < sent.due_us {
+            if one.returned_us + self.rules.clock_slack_us < sent.due_us {
                 self.verdict.early.add(|| {
                     let early_us = sent.due_us - one.returned_us;
                     format!(
@@ -530,7 +530,7 @@ impl Checker<'_> {
                     && next.returned_us <= act.began_us
                     && next.lease_id != of.lease_id
             });
-            let why = if act.began_us > over_from_us + CLOCK_SLACK_US {
+            let why = if act.began_us > over_from_us + self.rules.clock_slack_us {
                 "its lease had ended"
             } else if given_back.is_some_and(|other| !self.may_be_undone(other.end.over_us, act.returned_us)) {
                 "its lease was given back"
@@ -554,7 +554,7 @@ impl Checker<'_> {
             }
             let due_us = act.began_us + delay_us;
             for one in message.delivered.iter().filter(|one| one.began_us >= act.end.over_us) {
-                let is_early = one.returned_us + CLOCK_SLACK_US < due_us;
+                let is_early = one.returned_us + self.rules.clock_slack_us < due_us;
                 if is_early && !self.may_be_undone(act.end.over_us, one.returned_us) {
                     self.verdict.early.add(|| {
                         format!("{:x} came again before its delay was over: {act:?}, {one:?}", message.key)

@@ -10,8 +10,14 @@ pub(super) const EXACT: u8 = 0;
 pub(super) const PLAIN: u8 = 1;
 pub(super) const LEASE_US: Us = 1_000_000;
 pub(super) const DURABLE: u8 = 2;
-pub(super) const RULES: Rules =
-    Rules { flush_us: 1_000_000, flush_slack_us: 500_000, lease_us: LEASE_US, exact: EXACT, durable: DURABLE };
+pub(super) const RULES: Rules = Rules {
+    flush_us: 1_000_000,
+    flush_slack_us: 500_000,
+    clock_slack_us: 5_000,
+    lease_us: LEASE_US,
+    exact: EXACT,
+    durable: DURABLE,
+};
 
 pub(super) fn end(open_us: Us, over_us: Us, outcome: Outcome) -> End {
     End { open_us, over_us, outcome }

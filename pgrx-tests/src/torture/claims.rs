@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use super::checker::{is_finished, Checker, Message, CLOCK_SLACK_US};
+use super::checker::{is_finished, Checker, Message};
 use super::history::{Answer, Blow, BlowAt, Delivered, History, Key, Outcome, Sent, Short, Us, Verb};
 
 /// After whatever kept a message away: backoff of a delivery that failed (half a second here), and the time that a
@@ -169,7 +169,7 @@ impl Checker<'_> {
                 blow.blow != Blow::WorkerAway && blow.to_us >= of.began_us && blow.from_us <= act.returned_us
             });
             let was_held = of.end.outcome == Outcome::Acknowledged && !may_be_over && !has_crashed;
-            if was_held && act.returned_us + CLOCK_SLACK_US < live_until_us {
+            if was_held && act.returned_us + self.rules.clock_slack_us < live_until_us {
                 self.verdict.refused_held.add(|| {
                     format!(
                         "{:x}: {act:?} was refused while its lease ran: {of:?}, {:?}",

@@ -123,7 +123,8 @@ pub struct EffectRefused {
     pub at_us: Us,
 }
 
-/// A read that gave less than it was asked for: there was no more that it could have given.
+/// A read that gave less than it was asked for: there was no more that it could have given. (Where the dispatcher does not
+/// hold all that there may be: one that gave nothing.)
 #[derive(Clone, Copy, Debug)]
 pub struct Short {
     pub queue: u8,
@@ -131,7 +132,8 @@ pub struct Short {
     pub returned_us: Us,
 }
 
-/// Meanwhile a call may have had messages of a queue that nobody was told of: it failed, or it does not say.
+/// Meanwhile a call may have had messages of a queue that nobody was told of: it failed, or it does not say. Or there was no
+/// room for them in the dispatcher.
 #[derive(Clone, Copy, Debug)]
 pub struct Unseen {
     pub queue: u8,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
@@ -16,7 +17,7 @@ use super::faults::{self, Fault, Struck};
 use super::history::{Blow, Key, Us};
 use super::rng::Rng;
 use super::tally::Tally;
-use super::world::{World, DATABASE};
+use super::world::{lock, World, DATABASE};
 use super::{consumers, mortal, senders};
 use crate::pg_tree::PgTree;
 use crate::wait::poll;
@@ -36,12 +37,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// So long without a look, and nobody knows whether there was a worker.
 const UNSEEN_US: Us = 1_000_000;
 const FLUSH_MS: u64 = 300;
-const FLUSH_SLACK_US: Us = 1_500_000;
-/// Now and then nothing strikes for so long that leases are written before the next crash.
-const QUIET: Duration = Duration::from_secs(4);
-/// In a round of that length, and with so many of their most frequent call, clients have done work of every kind.
+/// The worker is there before it serves, may be kept from a queue for a second at a time, and stands still for some on a
+/// busy machine.
+const FLUSH_SLACK_US: Us = 5_000_000;
+/// Besides what was seen of it: how far the wall clock may run from the monotonic one.
+const CLOCK_SLACK_US: Us = 5_000;
+/// Now and then nothing strikes for so long that leases are written, beyond doubt, before the next crash.
+const QUIET: Duration = Duration::from_secs(7);
+/// In a round of that length, and with so many of their most frequent call, clients have done work of every kind; with
+/// fewer, of the kinds that they have tried so often.
 const WANTED_FROM: Duration = Duration::from_secs(10);
-const WANTED_TRIED_MIN: u64 = 500;
+const WANTED_TRIED_MIN: u64 = 2_000;
+const TRIED_MIN: u64 = 20;
+/// So many rounds at a time leave each other enough of the machine.
+const ROUNDS_MAX: u32 = 2;
 
 /// How a round is run.
 pub struct Plan {
@@ -106,8 +115,9 @@ impl Outcome {
     }
 }
 
-/// Runs a round on a throwaway cluster of `tree`.
+/// Runs a round on a throwaway cluster of `tree`, as soon as there are few enough others in this process.
 pub fn run(tree: PgTree, plan: Plan) -> Result<Outcome> {
+    let _turn = Turn::take();
     let mut options = ClusterOptions::default()
         .set("shared_buffers", "64MB")
         .set("max_wal_size", "512MB")
@@ -134,6 +144,28 @@ pub fn run(tree: PgTree, plan: Plan) -> Result<Outcome> {
     let world = World::new(cluster);
     let outcome = Round { world: &world, plan, strikes: BTreeMap::new(), failures: Vec::new() }.run(version);
     outcome.with_context(|| format!("log of the server:\n{}", world.cluster().log_tail()))
+}
+
+/// The right to run a round; given back when it is dropped.
+struct Turn;
+
+static ROUNDS: Mutex<u32> = Mutex::new(0);
+static ROUND_ENDED: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Self {
+        let is_full = |rounds: &mut u32| *rounds >= ROUNDS_MAX;
+        let rounds = ROUND_ENDED.wait_while(lock(&ROUNDS), is_full);
+        *rounds.unwrap_or_else(|poisoned| poisoned.into_inner()) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *lock(&ROUNDS) -= 1;
+        ROUND_ENDED.notify_one();
+    }
 }
 
 struct Round<'w> {
@@ -192,9 +224,15 @@ impl Round<'_> {
         self.failures.extend(mortal::settle(self.world, self.plan.drain_limit)?);
         let drained_in = drain_begun.elapsed();
         let tables = self.tables()?;
+        self.world.look_at_wall_clock();
+        let moved_us = self.world.wall_clock_moved_us();
+        if moved_us > CLOCK_SLACK_US {
+            println!("the wall clock moved by {moved_us} us");
+        }
         let rules = Rules {
             flush_us: FLUSH_MS * 1_000,
             flush_slack_us: FLUSH_SLACK_US,
+            clock_slack_us: moved_us + CLOCK_SLACK_US,
             lease_us: consumers::LEASE_US,
             exact: EXACT,
             durable: DURABLE,
@@ -229,9 +267,6 @@ impl Round<'_> {
         let mut last_tries = 0;
         loop {
             self.await_progress()?;
-            if rng.one_in(self.plan.quiet_one_in) {
-                std::thread::sleep(QUIET);
-            }
             let is_over = begun.elapsed() >= self.plan.length;
             let open: Vec<usize> =
                 (0..faults.len()).filter(|at| self.strikes[faults[*at].name()].hits == 0).collect();
@@ -247,6 +282,9 @@ impl Round<'_> {
                 None if faults.is_empty() => continue,
                 None => by_weight(faults, rng),
             };
+            if rng.one_in(self.plan.quiet_one_in) {
+                std::thread::sleep(QUIET);
+            }
             let fault = &mut faults[chosen];
             let struck = fault.strike(self.world, rng).with_context(|| format!("fault {}", fault.name()))?;
             let strikes = self.strikes.entry(fault.name()).or_default();
@@ -302,11 +340,12 @@ impl Round<'_> {
         let mut actor = Actor::new(self.world, "drain", true, rng.fork(2_000));
         let mut client = self.world.admin()?;
         let (mut last, limit) = (Instant::now(), self.plan.drain_limit);
+        let mut quantity = consumers::DRAINED_MAX;
         loop {
             let mut finished = 0;
             for queue in 0..QUEUES.len() as u8 {
                 if actor.is_connected() || actor.connect() {
-                    finished += consumers::drain(&mut actor, queue).unwrap_or(0);
+                    finished += consumers::drain(&mut actor, queue, &mut quantity).unwrap_or(0);
                 }
             }
             if finished > 0 {
@@ -379,9 +418,13 @@ impl Round<'_> {
         let tally = self.world.tally();
         let mut wanted = Vec::new();
         if self.plan.length >= WANTED_FROM {
-            let often = |call| tally.tried(call) >= WANTED_TRIED_MIN;
-            wanted.extend(senders::KINDS.iter().filter(|_| often("send_batch")));
-            wanted.extend(consumers::KINDS.iter().filter(|_| often("read_waiting")));
+            for (kinds, most_frequent) in
+                [(&senders::KINDS[..], "send_batch"), (&consumers::KINDS[..], "read_waiting")]
+            {
+                let are_all = tally.tried(most_frequent) >= WANTED_TRIED_MIN;
+                let is_tried = |kind| tally.calls.get(kind).is_some_and(|calls| calls.tried >= TRIED_MIN);
+                wanted.extend(kinds.iter().filter(|kind| are_all || is_tried(kind)));
+            }
         }
         self.failures.extend(tally.failures(&wanted));
     }
@@ -407,7 +450,7 @@ fn rows(client: &mut Client) -> Result<u64> {
     Ok(all)
 }
 
-/// Looks how many messages there are, and when there was no worker.
+/// Looks how many messages there are, when there was no worker, and how far the wall clock moves.
 fn watch(world: &World, looks: &AtomicBool) {
     let mut last_us = world.now_us();
     let mut is_away = false;
@@ -420,6 +463,7 @@ fn watch(world: &World, looks: &AtomicBool) {
         if let Some((backlog, _)) = seen {
             world.counters.backlog.store(backlog, Relaxed);
         }
+        world.look_at_wall_clock();
         let has_worker = seen.is_some_and(|(_, has_worker)| has_worker);
         let now_us = world.now_us();
         if has_worker {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use postgres::types::Type;
@@ -93,10 +93,14 @@ pub struct Counters {
 
 pub struct World {
     begun: Instant,
+    /// How far the wall clock was ahead of the round's own, at least and at most, microseconds.
+    wall_ahead_us: Mutex<Option<(i64, i64)>>,
     cluster: Mutex<Arc<Cluster>>,
     /// Clients go here instead, if it is given (a pooler).
     detour: Mutex<Option<Config>>,
     is_over: AtomicBool,
+    /// The dispatcher does not hold all the messages that there may be.
+    is_room_scarce: AtomicBool,
     /// The statement_timeout and lock_timeout that clients are to set, milliseconds; 0 for none.
     patience_ms: AtomicU32,
     seats: Mutex<Vec<Arc<Seat>>>,
@@ -116,9 +120,11 @@ impl World {
     pub fn new(cluster: Cluster) -> Self {
         Self {
             begun: Instant::now(),
+            wall_ahead_us: Mutex::default(),
             cluster: Mutex::new(Arc::new(cluster)),
             detour: Mutex::new(None),
             is_over: AtomicBool::new(false),
+            is_room_scarce: AtomicBool::new(false),
             patience_ms: AtomicU32::new(0),
             seats: Mutex::default(),
             clients: AtomicU32::new(0),
@@ -134,6 +140,25 @@ impl World {
 
     pub fn now_us(&self) -> Us {
         self.begun.elapsed().as_micros() as Us
+    }
+
+    /// Looks how far the wall clock is ahead of the round's own.
+    pub fn look_at_wall_clock(&self) {
+        const LOOK_MAX: Duration = Duration::from_millis(1);
+        let (before, wall, after) = (Instant::now(), SystemTime::now(), Instant::now());
+        let Ok(wall) = wall.duration_since(UNIX_EPOCH) else { return };
+        // Whoever stood still between the two would take that for a step of the clock.
+        if after.duration_since(before) <= LOOK_MAX {
+            let ahead_us = wall.as_micros() as i64 - self.us_at(before) as i64;
+            let mut seen = lock(&self.wall_ahead_us);
+            let (least, most) = seen.unwrap_or((ahead_us, ahead_us));
+            *seen = Some((least.min(ahead_us), most.max(ahead_us)));
+        }
+    }
+
+    /// How far the wall clock moved against the round's own, as far as was seen.
+    pub fn wall_clock_moved_us(&self) -> Us {
+        lock(&self.wall_ahead_us).map_or(0, |(least, most)| least.abs_diff(most))
     }
 
     pub fn us_at(&self, at: Instant) -> Us {
@@ -171,6 +196,15 @@ impl World {
     pub fn befell(&self, blow: Blow, from_us: Us) {
         let to_us = self.now_us();
         lock(&self.blows).push(BlowAt { blow, from_us, to_us });
+    }
+
+    /// From now on a read may give less than there is.
+    pub fn make_room_scarce(&self) {
+        self.is_room_scarce.store(true, SeqCst);
+    }
+
+    pub fn is_room_scarce(&self) -> bool {
+        self.is_room_scarce.load(SeqCst)
     }
 
     /// From the next call on no call of a client may take longer; 0: as long as it likes.

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{anyhow, bail, Context, Result};
 
@@ -20,6 +21,11 @@ pub fn is_there() -> bool {
     find_program("apt-get").is_some()
 }
 
+/// What else the machine does may hold apt's locks for a while, and what serves packages may not be there at once.
+const PATIENT: [&str; 4] = ["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=5"];
+/// The lists' own lock is not waited for: they are tried again after these times.
+const UPDATE_AGAIN_AFTER_S: [u64; 4] = [10, 20, 30, 60];
+
 /// apt-get with the rights to install, or why it cannot be.
 fn apt_get() -> Result<Command> {
     let mut command = if nix::unistd::geteuid().is_root() {
@@ -32,7 +38,7 @@ fn apt_get() -> Result<Command> {
     } else {
         bail!("installing needs root or sudo, and there is neither");
     };
-    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(PATIENT);
     Ok(command)
 }
 
@@ -68,13 +74,22 @@ pub fn offers(packages: &[&str]) -> Result<bool> {
     Ok(true)
 }
 
-/// Brings the lists up to date once; a machine as it comes has none.
+/// Brings the lists up to date once; a machine as it comes has none. Where that cannot be it says so: the old lists may do.
 fn update() -> Result<()> {
     static DONE: OnceLock<()> = OnceLock::new();
-    if DONE.get().is_none() {
-        run(apt_get()?.args(["update", "-q"]))?;
-        DONE.get_or_init(|| ());
+    if DONE.get().is_some() {
+        return Ok(());
     }
+    let mut pauses_s = UPDATE_AGAIN_AFTER_S.iter();
+    while let Err(error) = run(apt_get()?.args(["update", "-q"])) {
+        let Some(pause_s) = pauses_s.next() else {
+            say(format!("Goes on with the lists of packages as they are: {error:#}"));
+            break;
+        };
+        println!("    {error:#}; once more in {pause_s} s");
+        std::thread::sleep(Duration::from_secs(*pause_s));
+    }
+    DONE.get_or_init(|| ());
     Ok(())
 }
 

@@ -489,6 +489,37 @@ const MEMORY: &str = "/dev/shm";
 /// The clusters that are there at a time take a fraction of it.
 const MEMORY_WANTED: u64 = 8 << 30;
 
+/// The memory that processes here may still have; None: the machine does not say.
+fn available_memory() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let of_machine = number_after(&meminfo, "MemAvailable:")? << 10;
+    Some(available_to_group().map_or(of_machine, |of_group| of_machine.min(of_group)))
+}
+
+/// What the control groups that this process is in leave, where there are any with a limit.
+fn available_to_group() -> Option<u64> {
+    let root = Path::new("/sys/fs/cgroup");
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+    let left = |directory: &Path| -> Option<u64> {
+        let read = |name: &str| fs::read_to_string(directory.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let (most, used, of_kinds) = (number("memory.max")?, number("memory.current")?, read("memory.stat")?);
+        // What is cached of files is given up when it is needed.
+        let cached = number_after(&of_kinds, "active_file")? + number_after(&of_kinds, "inactive_file")?;
+        Some(most.saturating_sub(used.saturating_sub(cached)))
+    };
+    let place = root.join(group);
+    place.ancestors().take_while(|directory| directory.starts_with(root)).filter_map(left).min()
+}
+
+/// The number that stands after `name` at the beginning of a line.
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let line = text.lines().map(words).find(|words| words.first().is_some_and(|first| first == name))?;
+    line.get(1)?.parse().ok()
+}
+
 /// Where the clusters of tests lie: where they are told to, or in memory, where there is enough. Tests make and drop a
 /// thousand databases, each of three hundred files, and ext4 is slow to make files where many were just deleted: that was
 /// two fifths of the suite's processor time. (Benchmarks and the torture run are on a disk.)
@@ -496,7 +527,8 @@ pub fn clusters() -> PathBuf {
     if let Some(place) = std::env::var_os(CLUSTERS_ENV) {
         return place.into();
     }
-    let has_room = statvfs(MEMORY).is_ok_and(|it| it.blocks_available() * it.fragment_size() >= MEMORY_WANTED);
+    let has_room = statvfs(MEMORY).is_ok_and(|it| it.blocks_available() * it.fragment_size() >= MEMORY_WANTED)
+        && available_memory().is_some_and(|bytes| bytes >= MEMORY_WANTED);
     let may_write = access(MEMORY, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
     if has_room && may_write { MEMORY } else { "/tmp" }.into()
 }

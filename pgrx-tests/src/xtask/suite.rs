@@ -21,20 +21,29 @@ use super::report::Tally;
 use super::run::{command_line, say};
 use super::{provision, repository, MAJORS};
 
-/// A stage that takes longer hangs. Only without a terminal: at one a person sees it and has Ctrl-C.
-const STAGE_LIMIT: Duration = Duration::from_secs(20 * 60);
-const STAGE_LIMIT_LONG: Duration = Duration::from_secs(90 * 60);
+/// A stage hangs that prints nothing for so long (building is silent: what is said of it goes elsewhere), or takes so long
+/// in all. Only without a terminal: at one a person sees it and has Ctrl-C.
+const LIMITS: Limits = Limits { silence: Duration::from_secs(20 * 60), total: Duration::from_secs(60 * 60) };
+const LIMITS_LONG: Limits =
+    Limits { silence: Duration::from_secs(90 * 60), total: Duration::from_secs(90 * 60) };
 /// The tests that repeat something take from here how often; the xtask sets it for `--long`.
 const ROUNDS_ENV: &str = "PG_QUEUE_TEST_ROUNDS";
 const ROUNDS_LONG: &str = "100";
 /// How many tests of one binary run at a time (Rust's own test runner).
 const TEST_THREADS_ENV: &str = "RUST_TEST_THREADS";
-/// How long what a stage started may still hold its output open after the stage itself has ended.
-const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+/// What a stage started may still hold its output open after the stage itself has ended: until it was waited for so often
+/// in vain. (Counted and not timed: if this process stands still, there may be lines that it has not read yet.)
+const WAITS_MAX: u32 = 25;
+const WAIT: Duration = Duration::from_millis(200);
 
 /// Tests of queue-tests that run on the newest version of a run only: of the harness itself, whatever the version, and
 /// long ones of crashes, which `crash` tries on each.
 const NEWEST_ONLY: [&str; 3] = ["corpus", "torture", "torture_faults"];
+
+struct Limits {
+    silence: Duration,
+    total: Duration,
+}
 
 struct Stage {
     name: String,
@@ -181,7 +190,7 @@ impl Suite<'_> {
         if self.is_long {
             command.env(ROUNDS_ENV, ROUNDS_LONG);
         }
-        run_stage(name, command, if self.is_long { STAGE_LIMIT_LONG } else { STAGE_LIMIT })
+        run_stage(name, command, if self.is_long { &LIMITS_LONG } else { &LIMITS })
     }
 }
 
@@ -228,7 +237,7 @@ fn short_version(pg: &PgTree) -> &str {
     pg.version.split_whitespace().nth(1).unwrap_or(&pg.version)
 }
 
-fn run_stage(name: &str, command: &mut Command, limit: Duration) -> Result<Stage> {
+fn run_stage(name: &str, command: &mut Command, limits: &Limits) -> Result<Stage> {
     say(format!("Tests: {name}"));
     println!("    $ {}", command_line(command));
     forget_cargo_run(command);
@@ -244,7 +253,7 @@ fn run_stage(name: &str, command: &mut Command, limit: Duration) -> Result<Stage
         .spawn()
         .with_context(|| format!("cannot run {}", command_line(command)))?;
     let mut skipped = Vec::new();
-    let mut tally = follow(&mut child, limited.then_some((begun, limit)), &mut skipped)?;
+    let mut tally = follow(&mut child, limited.then_some((begun, limits)), &mut skipped)?;
     let status = child.wait().context("cannot wait for a stage")?;
     if !status.success() && tally.failed == 0 {
         println!("\nerror: {name}: ended with {status} without naming a failed test");
@@ -253,9 +262,9 @@ fn run_stage(name: &str, command: &mut Command, limit: Duration) -> Result<Stage
     Ok(Stage { name: name.to_owned(), tally, skipped, took: begun.elapsed() })
 }
 
-/// Prints the child's output as it comes, adds up its result lines, and collects what was skipped. After so long since
-/// then its group is killed.
-fn follow(child: &mut Child, limit: Option<(Instant, Duration)>, skipped: &mut Vec<String>) -> Result<Tally> {
+/// Prints the child's output as it comes, adds up its result lines, and collects what was skipped. Beyond the limits, of
+/// a child that began then, its group is killed.
+fn follow(child: &mut Child, limits: Option<(Instant, &Limits)>, skipped: &mut Vec<String>) -> Result<Tally> {
     let stdout = child.stdout.take().context("a child has no output")?;
     let (sender, lines) = mpsc::channel();
     std::thread::Builder::new()
@@ -273,10 +282,13 @@ fn follow(child: &mut Child, limit: Option<(Instant, Duration)>, skipped: &mut V
         })
         .context("cannot start a thread")?;
     let mut tally = Tally::default();
-    let mut ended: Option<Instant> = None;
+    let mut has_ended = false;
+    let mut waits = 0;
+    let mut last_line = Instant::now();
     loop {
-        match lines.recv_timeout(Duration::from_millis(200)) {
+        match lines.recv_timeout(WAIT) {
             Ok(line) => {
+                last_line = Instant::now();
                 println!("{line}");
                 if let Some((_, what)) = line.split_once(SKIPPED) {
                     skipped.push(what.to_owned());
@@ -289,16 +301,23 @@ fn follow(child: &mut Child, limit: Option<(Instant, Duration)>, skipped: &mut V
             Err(RecvTimeoutError::Disconnected) => return Ok(tally),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if ended.is_none() && child.try_wait().context("cannot wait for a stage")?.is_some() {
-            ended = Some(Instant::now());
+        if has_ended {
+            waits += 1;
+            if waits > WAITS_MAX {
+                println!("    (something that the tests started still holds their output open)");
+                return Ok(tally);
+            }
+            continue;
         }
-        if ended.is_some_and(|at| at.elapsed() > OUTPUT_GRACE) {
-            println!("    (something that the tests started still holds their output open)");
-            return Ok(tally);
-        }
-        let Some((begun, limit)) = limit else { continue };
-        if ended.is_none() && begun.elapsed() > limit {
-            println!("\nerror: not done after {} minutes: it hangs, and is killed", limit.as_secs() / 60);
+        has_ended = child.try_wait().context("cannot wait for a stage")?.is_some();
+        let Some((begun, limits)) = limits else { continue };
+        let (took, silent) = (begun.elapsed(), last_line.elapsed());
+        if !has_ended && (took > limits.total || silent > limits.silence) {
+            println!(
+                "\nerror: not done after {} minutes, and the last {} without a word: it hangs, and is killed",
+                took.as_secs() / 60,
+                silent.as_secs() / 60
+            );
             let group = Pid::from_raw(child.id() as i32);
             if let Err(error) = killpg(group, Signal::SIGKILL) {
                 println!("    cannot kill it: {error}");

@@ -153,8 +153,6 @@ pub struct Session {
     /// Above READ COMMITTED: it sees what was committed before so many commits.
     pub snapshot: Option<u64>,
     pub is_serializable: bool,
-    /// Queues whose rows it has changed by plain SQL.
-    pub has_changed: [bool; QUEUES.len()],
 }
 
 pub struct Model {
@@ -182,6 +180,21 @@ pub enum Fate {
     Either,
     /// It would wait for another session.
     Blocks,
+}
+
+impl Row {
+    fn is_due(&self, now: Time) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+
+    fn is_expired(&self, now: Time) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+
+    /// Neither put off nor expired.
+    fn is_up(&self, now: Time) -> bool {
+        self.is_due(now) && !self.is_expired(now)
+    }
 }
 
 impl Message {
@@ -219,11 +232,11 @@ impl Message {
     }
 
     fn is_due(&self, now: Time) -> bool {
-        self.row.due.is_none_or(|due| due <= now)
+        self.row.is_due(now)
     }
 
     pub fn is_expired(&self, now: Time) -> bool {
-        self.row.expires.is_some_and(|at| at <= now)
+        self.row.is_expired(now)
     }
 }
 
@@ -251,19 +264,34 @@ impl Model {
         is_settled && m.leased(self.now).is_none()
     }
 
-    /// Whether a read of this session may and whether it must give the message, if it asks for enough.
+    /// Whether a read of this session may and whether it must give the message, if it asks for enough. What its own
+    /// transaction has made of the row decides whether it may; what others know of it, too, whether it must.
     pub fn readable(&self, s: usize, key: Key) -> (bool, bool) {
         let m = &self.messages[&key];
         let may = m.is_seen_by(s)
             && m.pin.is_none()
             && m.leased(self.now).is_none()
-            && m.is_due(self.now)
+            && m.row_seen_by(s).is_up(self.now)
             && m.back.0 <= self.now
             && !self.policies[key.0].paused
-            && !m.is_expired(self.now)
             && !self.exhausted(key);
         let is_hidden = self.phantoms.iter().any(|(of, _)| *of == key);
-        (may, may && m.back.1 <= self.now && !is_hidden)
+        (may, may && m.row.is_up(self.now) && m.back.1 <= self.now && !is_hidden)
+    }
+
+    /// This session has read, and may have met what its own transaction has deleted, put off or let expire: that is given
+    /// to nobody, perhaps not to others either, before the transaction ends.
+    pub fn withhold(&mut self, s: usize, queue: usize) {
+        for key in self.keys(queue) {
+            let m = &self.messages[&key];
+            let is_in_doubt = m.locked_by == Some(s)
+                && m.sent_by.is_none()
+                && m.pin.is_none()
+                && (m.gone_by == Some(s) || !m.row_seen_by(s).is_up(self.now));
+            if is_in_doubt && !self.phantoms.contains(&(key, s)) {
+                self.miss(s, key);
+            }
+        }
     }
 
     /// The lease that this session's transaction took last from the message.
@@ -633,7 +661,10 @@ impl Model {
                 Entry::Pinned { key, was, .. } => {
                     let Some(m) = self.messages.get_mut(&key) else { continue };
                     m.pin = None;
-                    (m.locked_by, m.gone_by, m.draft) = (was.locked_by, was.gone_by, was.draft);
+                    // A release locks no row: another may have since.
+                    if m.locked_by == Some(s) {
+                        (m.locked_by, m.gone_by, m.draft) = (was.locked_by, was.gone_by, was.draft);
+                    }
                 }
                 Entry::Phantom(key) => self.phantoms.retain(|phantom| *phantom != (key, s)),
                 Entry::Changed { key, was, .. } => {

@@ -30,12 +30,6 @@ impl World {
         (given, given.unwrap_or(self.model.policies[queue].lease))
     }
 
-    /// A transaction that has changed rows by plain SQL does not read them here: what it then sees depends on which
-    /// messages a read comes across.
-    fn may_read(&self, s: usize, queue: usize) -> bool {
-        !self.model.sessions[s].has_changed[queue]
-    }
-
     /// What must be given of a queue, if enough is asked for.
     fn due(&self, s: usize, queue: usize) -> Vec<Key> {
         let keys = self.model.keys(queue).into_iter();
@@ -45,7 +39,9 @@ impl World {
     /// In which order a read gives messages: its transaction's own come last, all by id. `None`: it may not be tracked.
     fn place(&self, s: usize, key: Key) -> Option<(bool, i64)> {
         let m = &self.model.messages[&key];
-        let is_tracked = !m.is_late && !self.is_small && self.model.keys(key.0).len() <= READY_AT_ONCE;
+        let is_as_known = m.row_seen_by(s).due == m.row.due; // to the dispatcher, before this transaction's commit
+        let is_tracked =
+            !m.is_late && !self.is_small && is_as_known && self.model.keys(key.0).len() <= READY_AT_ONCE;
         is_tracked.then_some((m.sent_by == Some(s), key.1))
     }
 
@@ -78,7 +74,8 @@ impl World {
             if count != i64::from(m.count) + 1 {
                 return Err(format!("delivery {count} of message {key:?}, not {}", m.count + 1));
             }
-            if line[4] != m.row.error || headers(&line[5])? != m.row.headers {
+            let row = m.row_seen_by(s);
+            if line[4] != row.error || headers(&line[5])? != row.headers {
                 return Err(format!("delivered {line:?}, not {m:?}"));
             }
             if !self.is_ahead(&line[6], asked.lease) {
@@ -111,14 +108,12 @@ impl World {
             // It looked everywhere; what a paused queue has, nobody looks for.
             self.model.is_loaded(asked.queue);
         }
+        self.model.withhold(s, asked.queue);
         Ok(given)
     }
 
     pub fn read(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
-        if !self.may_read(s, queue) {
-            return Ok(());
-        }
         let quantity = rng.pick(&[1, 1, 2, 3, 20, 300]);
         let (given, lease) = self.lease(rng, queue);
         let wait = self.wait_sql(s, rng, &[queue]);
@@ -151,9 +146,6 @@ impl World {
     pub fn read_any(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let first = rng.below(QUEUES.len());
         let queues = [first, (first + 1 + rng.below(2)) % QUEUES.len()];
-        if queues.iter().any(|queue| !self.may_read(s, *queue)) {
-            return Ok(());
-        }
         let quantity = rng.pick(&[1, 2, 3, 20]);
         let lease = rng.pick(&[1, 3, 5, 9]);
         let sql = format!(
@@ -242,7 +234,7 @@ impl World {
         // It would wait for whoever has changed a row by plain SQL.
         let is_locked = |m: &Message| m.locked_by.is_some_and(|by| by != s) && m.pin.is_none();
         let keys = self.model.keys(queue);
-        if !self.may_read(s, queue) || keys.iter().any(|key| is_locked(&self.model.messages[key])) {
+        if keys.iter().any(|key| is_locked(&self.model.messages[key])) {
             return Ok(());
         }
         let quantity = rng.pick(&[1, 2, 20]);
@@ -261,7 +253,7 @@ impl World {
         let queue = rng.below(QUEUES.len());
         let Some(call) = self.named(s, rng, queue, false) else { return Ok(()) };
         let is_doubtful = call.fates.contains(&Fate::Either); // it does not say what it finished
-        if !self.may_read(s, queue) || is_doubtful {
+        if is_doubtful {
             return Ok(());
         }
         let quantity = rng.pick(&[1, 2, 20]);

@@ -235,7 +235,7 @@ impl World {
             return Ok(());
         }
         self.model.change(s, key, Some(row));
-        self.changed(s, queue);
+        self.changed(s);
         Ok(())
     }
 
@@ -266,9 +266,8 @@ impl World {
         }
     }
 
-    fn changed(&mut self, s: usize, queue: usize) {
+    fn changed(&mut self, s: usize) {
         self.model.sessions[s].has_id = true;
-        self.model.sessions[s].has_changed[queue] = true;
         self.done(s);
     }
 
@@ -281,7 +280,7 @@ impl World {
         }
         self.model.change(s, key, None);
         self.deleted.insert(key);
-        self.changed(s, queue);
+        self.changed(s);
         Ok(())
     }
 
@@ -308,7 +307,7 @@ impl World {
             self.model.change(s, key, None);
             self.deleted.insert(key);
         }
-        self.changed(s, queue);
+        self.changed(s);
         Ok(())
     }
 }

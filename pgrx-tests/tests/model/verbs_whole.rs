@@ -19,7 +19,7 @@ impl World {
         let keys = self.model.keys(DEAD);
         let ids = some_ids(rng, keys.iter().map(|key| key.1).collect());
         let is_doubtful = keys.iter().any(|key| self.model.phantoms.iter().any(|(of, _)| of == key));
-        if self.has_limbo(0) || is_doubtful || self.model.sessions[s].has_changed[DEAD] {
+        if self.has_limbo(0) || is_doubtful {
             return Ok(());
         }
         let moves = |key: &Key| {
@@ -45,9 +45,10 @@ impl World {
             return Err(format!("{count} messages were brought back, not {moved:?}"));
         }
         for key in moved {
-            let m = self.model.messages[&key].clone();
+            let m = &self.model.messages[&key];
+            let (n, headers) = (m.n, m.row_seen_by(s).headers.clone());
             self.model.pin(s, key, Then::Finish);
-            self.came_back(s, target.unwrap_or(0), m.n, headers_before(&m.row.headers))?;
+            self.came_back(s, target.unwrap_or(0), n, headers_before(&headers))?;
         }
         self.model.sessions[s].has_id = true;
         self.done(s);
@@ -113,33 +114,58 @@ impl World {
         Ok(())
     }
 
-    /// A whole transaction: sends, empties, sends, and commits or not.
+    /// Sends, empties, sends, with reads between, and commits or not: a transaction of its own, or within a savepoint of
+    /// the open one, which is undone.
     pub fn truncate(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
-        let is_alone = self.model.sessions.iter().all(|session| !session.is_open);
+        let is_alone = (0..self.model.sessions.len()).all(|other| other == s || !self.model.sessions[other].is_open);
         if !is_alone || self.has_limbo(queue) || queue == DEAD && self.has_limbo(0) {
             return Ok(()); // it would wait; or the worker's moves would race it
         }
-        self.ask(s, "BEGIN")?;
-        self.model.sessions[s].is_open = true;
-        let does_commit = rng.chance(60);
-        if rng.chance(50) {
-            self.send_plainly(s, queue)?;
+        let is_within = self.model.sessions[s].is_open;
+        let does_commit = !is_within && rng.chance(60);
+        if is_within {
+            self.ask(s, "SAVEPOINT emptied")?;
+            let len = self.model.sessions[s].log.len();
+            self.model.sessions[s].saves.push(len);
+        } else {
+            self.ask(s, "BEGIN")?;
+            self.model.sessions[s].is_open = true;
         }
-        self.ask(s, &format!("TRUNCATE queue.{}", QUEUES[queue]))?;
-        if does_commit {
-            for key in self.model.keys(queue) {
-                self.model.messages.remove(&key);
+        for is_emptied in [false, true] {
+            if is_emptied {
+                self.ask(s, &format!("TRUNCATE queue.{}", QUEUES[queue]))?;
+                for key in self.model.keys(queue) {
+                    self.model.change(s, key, None);
+                }
+            }
+            if rng.chance(30) {
+                self.read_there(s, rng, queue)?;
+            }
+            if rng.chance(50) {
+                self.send_plainly(s, queue)?;
+            }
+            if rng.chance(50) {
+                self.read_there(s, rng, queue)?;
             }
         }
-        if rng.chance(50) {
-            self.send_plainly(s, queue)?;
+        if is_within {
+            self.ask(s, "ROLLBACK TO emptied; RELEASE emptied")?;
+            self.undone(s);
+            let place = self.model.sessions[s].saves.len() - 1;
+            self.model.rollback_to(s, place);
+            self.model.sessions[s].saves.pop();
+        } else {
+            self.end(s, does_commit)?;
         }
-        self.end(s, does_commit)?;
-        if does_commit {
-            self.model.is_marked(queue); // what was sent in that transaction is to be loaded
-        }
+        self.model.is_marked(queue); // what was sent in that transaction is to be loaded; or what was there before
         Ok(())
+    }
+
+    fn read_there(&mut self, s: usize, rng: &mut Rng, queue: usize) -> Checked {
+        let quantity = rng.pick(&[1, 2, 300]);
+        let lease = self.model.policies[queue].lease;
+        self.read_so(s, queue, quantity, None, lease, "NULL").map(drop)
     }
 
     fn send_plainly(&mut self, s: usize, queue: usize) -> Checked {

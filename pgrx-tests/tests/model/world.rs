@@ -508,7 +508,7 @@ impl World {
             Verb::Update => self.update(s, rng)?,
             Verb::DeleteRow => self.delete_row(s, rng)?,
             Verb::Purge => self.purge(s, rng)?,
-            Verb::Truncate if !is_open => self.truncate(s, rng)?,
+            Verb::Truncate => self.truncate(s, rng)?,
             Verb::Redrive => self.redrive(s, rng)?,
             Verb::Unarchive => self.unarchive(s, rng)?,
             Verb::Alter if !is_open => self.alter(s, rng)?,
@@ -641,7 +641,7 @@ impl World {
     }
 
     /// What a reader has looked for in vain, since it was named before it was there, is loaded once that is undone.
-    fn undone(&mut self, s: usize) {
+    pub fn undone(&mut self, s: usize) {
         if self.model.sessions[s].has_read {
             let queues: HashSet<usize> = self.missed.keys().map(|key| key.0).collect();
             queues.into_iter().for_each(|queue| self.model.is_marked(queue));

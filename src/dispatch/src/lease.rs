@@ -284,7 +284,8 @@ impl Arena<'_> {
             self.sweep_wanted(q, fx);
             return;
         }
-        let is_moved = record.deadline_us != row.until_us;
+        let (is_moved, is_shortened) =
+            (record.deadline_us != row.until_us, record.deadline_us < row.until_us);
         record.set_written(match () {
             () if record.count != row.count => Written::Earlier,
             () if is_moved => Written::Count.min(written),
@@ -292,6 +293,9 @@ impl Arena<'_> {
         });
         if is_moved || record.count != row.count {
             self.flush_lease(slot, fx);
+        }
+        if is_shortened {
+            self.row_is_too_long(slot, fx);
         }
     }
 

@@ -93,12 +93,16 @@ impl Arena<'_> {
     }
 
     /// The worker ends. Who sleeps counted on it to be woken: one for each queue looks again, and sleeps until what is
-    /// due next. It may end in the midst of what a tick told it to do: the next one is told all of that. Its place in the
-    /// table of databases is free for another, unless somebody listens here.
+    /// due next. It may end in the midst of what a tick told it to do: the next one is told all of that. What it was called
+    /// for it has not seen: a prepared transaction may have been committed. Its place in the table of databases is free for
+    /// another, unless somebody listens here.
     pub fn worker_end(&mut self, oid: u32, fx: &mut Effects) {
         let has_listeners = self.has_listeners(oid);
         if let Some(index) = self.db_find(oid) {
             self.dbs[index as usize].proc = NIL;
+            if self.dbs[index as usize].is_called {
+                self.database_mark_all(oid, fx);
+            }
         }
         for q in 0..self.head.queues_touched {
             let queue = &mut self.queues[q as usize];

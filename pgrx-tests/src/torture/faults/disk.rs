@@ -17,6 +17,8 @@ use crate::ClusterOptions;
 
 /// How long the load may take to need more room than there is.
 const FULL_LIMIT: Duration = Duration::from_secs(30);
+/// How long the calls may take, from the first that failed, that are to fail or to be done on a full disk.
+const WITHOUT_ROOM_LIMIT: Duration = Duration::from_secs(60);
 /// How long the server may take to notice, recover, and serve again.
 const BACK_LIMIT: Duration = Duration::from_secs(60);
 /// Calls that must be open at first.
@@ -178,27 +180,30 @@ impl Fault for TablesFull {
         let (from_us, logged) = (world.now_us(), cluster.log_len());
         let finished = || world.counters.acts.load(Relaxed);
         let client = format!("@{DATABASE} ERROR:");
-        let (mut failed, mut finished_before) = (0, None);
-        let outcome = poll(FULL_LIMIT, || {
-            if let Err(error) = disk.fill() {
-                return Some(Err(error));
-            }
+        // Again and again: what is deleted gives some of it back.
+        let failed_on_full_disk = || -> Result<usize> {
+            disk.fill()?;
             let log = cluster.log_from(logged);
-            failed = log.lines().filter(|line| line.contains(&client) && line.contains(NO_SPACE)).count();
-            if failed == 0 {
-                return None;
+            Ok(log.lines().filter(|line| line.contains(&client) && line.contains(NO_SPACE)).count())
+        };
+        let first =
+            poll(FULL_LIMIT, || failed_on_full_disk().map(|failed| (failed > 0).then_some(())).transpose());
+        if !matches!(first, Some(Ok(()))) {
+            disk.make_room()?;
+            return first.transpose().map(|_| Struck::Missed("nothing needed room".to_owned()));
+        }
+        let before = finished();
+        let (mut failed, mut meanwhile) = (0, 0);
+        let outcome = poll(WITHOUT_ROOM_LIMIT, || match failed_on_full_disk() {
+            Ok(count) => {
+                (failed, meanwhile) = (count, finished() - before);
+                (failed >= FAILED_MIN && meanwhile >= FINISHED_MIN).then_some(Ok(()))
             }
-            let before = *finished_before.get_or_insert_with(finished);
-            (failed >= FAILED_MIN && finished() >= before + FINISHED_MIN).then_some(Ok(()))
+            Err(error) => Some(Err(error)),
         });
         disk.make_room()?;
-        let meanwhile = finished().saturating_sub(finished_before.unwrap_or_else(finished));
-        match outcome.transpose()? {
-            Some(()) => {}
-            None if failed > 0 => {
-                bail!("on a full disk {failed} calls failed, and only {meanwhile} messages were finished")
-            }
-            None => return Ok(Struck::Missed("nothing needed room".to_owned())),
+        if outcome.transpose()?.is_none() {
+            bail!("on a full disk {failed} calls failed, and only {meanwhile} messages were finished");
         }
         Ok(Struck::Hit(Proof {
             from_us,

@@ -10,6 +10,8 @@ use anyhow::{bail, ensure, Context, Result};
 use postgres::Client;
 
 use super::{Fault, Proof, Struck};
+use crate::torture::actor::QUEUES;
+use crate::torture::history::Unseen;
 use crate::torture::rng::Rng;
 use crate::torture::world::World;
 use crate::wait::poll;
@@ -50,59 +52,71 @@ impl Fault for NoRoom {
 
     fn prepare(&mut self, world: &World) -> Result<()> {
         world.admin()?.batch_execute("SELECT queue_create('hoard', max_deliveries => 0)")?;
+        world.make_room_scarce();
         Ok(())
     }
 
+    /// Until the hoard is gone others may find nothing, though something is there.
     fn strike(&mut self, world: &World, _rng: &mut Rng) -> Result<Struck> {
-        let (mut client, mut other) = (world.admin()?, world.admin()?);
-        let most = max_messages(&mut client)?;
         let from_us = world.now_us();
-        let send =
-            "SELECT queue_send_batch('hoard', array(SELECT to_jsonb(n) FROM generate_series(1, $1::int8) n))";
-        let mut missing: HashSet<i64> = client.query(send, &[&most])?.iter().map(|row| row.get(0)).collect();
-        // In an open transaction: what it holds comes back at its end.
-        client.batch_execute("BEGIN")?;
-        let mut held = client.query(READ, &[])?.len();
-        // Other sessions get what is left, until they get no more of them, though they are there.
-        loop {
-            let more = other.query(READ, &[])?.len();
-            held += more;
-            if more == 0 {
-                break;
-            }
-        }
-        let full = "SELECT detail FROM queue_health() WHERE problem = 'dispatcher_full'";
-        let full: Option<String> = other.query_opt(full, &[])?.map(|row| row.get(0));
-        let open_calls = world.open_calls().len();
-        let Some(full) = full.filter(|_| held < most as usize && open_calls > 0) else {
-            client.batch_execute("ROLLBACK")?;
-            other.batch_execute("SELECT queue_purge('hoard')")?;
-            return Ok(Struck::Missed(format!("{held} of {most} leased, {open_calls} calls open")));
-        };
-        let finished = || world.counters.acts.load(Relaxed);
-        let before = finished();
-        let meanwhile = poll(LIMIT, || Some(finished() - before).filter(|count| *count >= FINISHED_MIN));
-        let Some(meanwhile) = meanwhile else {
-            bail!(
-                "without room in the dispatcher only {} messages were finished in {LIMIT:?}",
-                finished() - before
-            );
-        };
-        client.batch_execute("ROLLBACK")?;
+        let struck = hoard(world);
+        let (_, mut log) = world.seat("hoard", false);
         let to_us = world.now_us();
-        let sql = "SELECT queue_release('hoard', array(SELECT msg_id FROM queue.hoard))";
-        other.batch_execute(sql)?; // what the other session has
-        drain(&mut client, &mut missing)?;
-        Ok(Struck::Hit(Proof {
-            from_us,
-            to_us,
-            open_calls,
-            seen: format!(
-                "{held} leases of {most} messages; {full} {meanwhile} messages of others were finished meanwhile, and the \
-                 {most} afterwards"
-            ),
-        }))
+        (0..QUEUES.len() as u8).for_each(|queue| log.unseen(Unseen { queue, from_us, to_us }));
+        world.hand_in(log);
+        struck
     }
+}
+
+fn hoard(world: &World) -> Result<Struck> {
+    let (mut client, mut other) = (world.admin()?, world.admin()?);
+    let most = max_messages(&mut client)?;
+    let from_us = world.now_us();
+    let send =
+        "SELECT queue_send_batch('hoard', array(SELECT to_jsonb(n) FROM generate_series(1, $1::int8) n))";
+    let mut missing: HashSet<i64> = client.query(send, &[&most])?.iter().map(|row| row.get(0)).collect();
+    // In an open transaction: what it holds comes back at its end.
+    client.batch_execute("BEGIN")?;
+    let mut held = client.query(READ, &[])?.len();
+    // Other sessions get what is left, until they get no more of them, though they are there.
+    loop {
+        let more = other.query(READ, &[])?.len();
+        held += more;
+        if more == 0 {
+            break;
+        }
+    }
+    let full = "SELECT detail FROM queue_health() WHERE problem = 'dispatcher_full'";
+    let full: Option<String> = other.query_opt(full, &[])?.map(|row| row.get(0));
+    let open_calls = world.open_calls().len();
+    let Some(full) = full.filter(|_| held < most as usize && open_calls > 0) else {
+        client.batch_execute("ROLLBACK")?;
+        other.batch_execute("SELECT queue_purge('hoard')")?;
+        return Ok(Struck::Missed(format!("{held} of {most} leased, {open_calls} calls open")));
+    };
+    let finished = || world.counters.acts.load(Relaxed);
+    let before = finished();
+    let meanwhile = poll(LIMIT, || Some(finished() - before).filter(|count| *count >= FINISHED_MIN));
+    let Some(meanwhile) = meanwhile else {
+        bail!(
+            "without room in the dispatcher only {} messages were finished in {LIMIT:?}",
+            finished() - before
+        );
+    };
+    client.batch_execute("ROLLBACK")?;
+    let to_us = world.now_us();
+    let sql = "SELECT queue_release('hoard', array(SELECT msg_id FROM queue.hoard))";
+    other.batch_execute(sql)?; // what the other session has
+    drain(&mut client, &mut missing)?;
+    Ok(Struck::Hit(Proof {
+        from_us,
+        to_us,
+        open_calls,
+        seen: format!(
+            "{held} leases of {most} messages; {full} {meanwhile} messages of others were finished meanwhile, and the \
+             {most} afterwards"
+        ),
+    }))
 }
 
 /// Finishes all that is missing; each comes once.

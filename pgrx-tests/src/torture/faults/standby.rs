@@ -23,7 +23,6 @@ use crate::wait::poll;
 /// Calls that must be open when the primary is killed.
 const OPEN_MIN: usize = 3;
 const LIMIT: Duration = Duration::from_secs(60);
-const STREAM_LIMIT: Duration = Duration::from_secs(10);
 /// Messages that are acknowledged while an asynchronous standby cannot follow.
 const BEHIND_MIN: u64 = 50;
 /// WAL that must be unsent by then: less may still lie in the socket and arrive.
@@ -70,7 +69,7 @@ fn wait_true(client: &mut Client, limit: Duration, what: &str, sql: &str) -> Res
 /// Whether there is a standby that streams, in a while.
 fn streams(primary: &mut Client) -> bool {
     let sql = "SELECT bool_or(state = 'streaming') FROM pg_stat_replication";
-    wait_true(primary, STREAM_LIMIT, "the standby streams", sql).is_ok()
+    wait_true(primary, LIMIT, "the standby streams", sql).is_ok()
 }
 
 /// From now on commits wait for the standby, and it has all that was committed before.
@@ -95,7 +94,14 @@ fn make_synchronous(primary: &mut Client) -> Result<()> {
 /// stands still, and a time by which the standby had whatever was acknowledged.
 fn leave_behind(world: &World, primary: &mut Client, standby: &Cluster) -> Result<(u32, Us)> {
     let mut client = standby.connect("postgres")?;
-    let receiver: i32 = client.query_one("SELECT pid FROM pg_stat_wal_receiver", &[])?.get(0);
+    // There may be none for a moment: it is started again when its connection was lost.
+    let sql = "SELECT pid FROM pg_stat_wal_receiver WHERE pid IS NOT NULL";
+    let receiver: Option<i32> = poll(LIMIT, || match client.query_opt(sql, &[]) {
+        Ok(row) => row.map(|row| Ok(row.get(0))),
+        Err(error) => Some(Err(error)),
+    })
+    .transpose()?;
+    let receiver = receiver.context("the standby receives nothing")?;
     let receiver = u32::try_from(receiver).context("a PID is positive")?;
     let kept_until_us = world.now_us();
     let lsn: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?.get(0);

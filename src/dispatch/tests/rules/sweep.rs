@@ -252,6 +252,23 @@ fn row_of_a_lease_that_ended_before_its_time_loses_its_deadline() {
 }
 
 #[test]
+fn row_of_a_lease_that_was_shortened_while_it_was_written_loses_its_deadline() {
+    let mut d = Desk::new(16, 2, 8);
+    let queue = d.queue;
+    d.publish(1);
+    let taken = d.take_for(1, 3600, 0)[0];
+    let in_flight = d.walk(8);
+    let until_us = d.now.mono_us;
+    d.memory.arena().shorten(queue, 1, taken.lease_id, until_us, &mut d.fx);
+    d.written(&in_flight[0], Written::Whole);
+    d.tick();
+    assert_eq!(d.state(1), Some(State::Ready));
+    assert!(d.is_swept());
+    assert!(d.arena().sweep_begin(queue));
+    assert_eq!(d.fate(1, 1), RowFate::Recount(1));
+}
+
+#[test]
 fn worker_that_sleeps_for_long_is_called_to_correct_rows() {
     let mut d = Desk::new(16, 2, 8);
     d.publish(1);
