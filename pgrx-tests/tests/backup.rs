@@ -111,10 +111,13 @@ fn restored_message_expires_though_nobody_uses_its_queue() {
     let cluster = queue_tests::shared_cluster();
     let from = cluster.create_database().unwrap();
     let mut client = session(&from);
-    client
-        .batch_execute("SELECT queue_create('mortal'); SELECT queue_send('mortal', '1', ttl => '5 s')")
-        .unwrap();
-    let dump = program(cluster, "pg_dump", &["-Fc", &from.name], b"");
+    create(&mut client, &["mortal"]);
+    // One that has it.
+    let dump = queue_tests::wait_until_some("it is dumped before it expires", || {
+        client.batch_execute("SELECT queue_purge('mortal'), queue_send('mortal', '1', ttl => '5 s')").unwrap();
+        let dump = program(cluster, "pg_dump", &["-Fc", &from.name], b"");
+        (rows(&mut client, "mortal") == 1).then_some(dump)
+    });
     let to = cluster.create_bare_database().unwrap();
     // The worker looks before the indexes are there.
     for section in ["pre-data", "data", "post-data"] {

@@ -10,7 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 
 use common::*;
-use queue_tests::{wait_until, wait_until_some, Cluster, Database, Running, Session, StopMode};
+use queue_tests::{wait_until, wait_until_some, Cluster, ClusterOptions, Database, Running, Session, StopMode};
+
+/// For a [`Scene`]: no lease is written while it lasts, so that none comes back.
+fn start_cluster() -> Cluster {
+    ClusterOptions::default().set("pg_queue.lease_flush_interval", "1 h").start().unwrap()
+}
 
 /// Work in flight on queue `q`: leases, open finishes, open sends, a commit that is not published yet.
 struct Scene<'a> {
@@ -102,7 +107,7 @@ impl<'a> Scene<'a> {
 
 #[test]
 fn kill_backend_in_mid_call_loses_nothing() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, true);
     let pid = scene.standing[0].1.pid();
     cluster.kill_backend(pid).unwrap();
@@ -111,7 +116,7 @@ fn kill_backend_in_mid_call_loses_nothing() {
 
 #[test]
 fn kill_backend_in_commit_loses_nothing() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, true);
     let pid = scene.standing[1].1.pid();
     cluster.kill_backend(pid).unwrap();
@@ -120,7 +125,7 @@ fn kill_backend_in_commit_loses_nothing() {
 
 #[test]
 fn kill_postmaster_loses_nothing() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     // A backend at a wait point would not notice that its postmaster is gone.
     let scene = Scene::new(&cluster, false);
     cluster.kill_postmaster().unwrap();
@@ -130,7 +135,7 @@ fn kill_postmaster_loses_nothing() {
 
 #[test]
 fn kill_all_processes_loses_nothing() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, true);
     cluster.kill_all().unwrap();
     cluster.start().unwrap();
@@ -139,7 +144,7 @@ fn kill_all_processes_loses_nothing() {
 
 #[test]
 fn stop_immediate_loses_nothing() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, true);
     cluster.restart(StopMode::Immediate).unwrap();
     scene.check();
@@ -147,7 +152,7 @@ fn stop_immediate_loses_nothing() {
 
 #[test]
 fn stop_fast_with_work_in_flight_loses_nothing() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, false);
     create(&mut session(&scene.database), &["idle"]);
     let waiting = reader_asleep(&scene.database, "idle");
@@ -158,7 +163,7 @@ fn stop_fast_with_work_in_flight_loses_nothing() {
 
 #[test]
 fn kill_worker_in_the_midst_of_a_move_moves_once() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, false);
     let mut client = session(&scene.database);
     client.batch_execute("SELECT queue_create('dead')").unwrap();
@@ -184,7 +189,7 @@ fn kill_worker_in_the_midst_of_a_move_moves_once() {
 
 #[test]
 fn kill_launcher_loses_nothing_and_it_comes_back() {
-    let cluster = Cluster::start_new().unwrap();
+    let cluster = start_cluster();
     let scene = Scene::new(&cluster, true);
     let mut client = session(&scene.database);
     let launcher = wait_until_some("the launcher runs", || launcher_pid(&mut client));
@@ -209,28 +214,34 @@ fn cancelled_worker_loses_no_lease_and_serves_on() {
     };
     let blocked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' \
                    AND datname = current_database() AND wait_event_type = 'Lock'";
+    let told = "failed: canceling statement due to user request";
+    let place = format!("database \"{}\"", database.name);
     signal(&mut client, "pg_cancel_backend", worker_pid(&database)); // asleep
     check(&mut client);
     // A worker that is called looks whether it is still wanted. The second time it is a new worker that looks.
     for is_new in [false, true] {
         let worker = worker_pid(&database);
+        let logged = database.cluster.log().len();
         locker.batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_extension IN ACCESS EXCLUSIVE MODE").unwrap();
         if is_new {
             signal(&mut client, "pg_terminate_backend", worker);
-        } else {
-            client.batch_execute(&format!("CREATE DATABASE {}_other", database.name)).unwrap();
-            // calls it
         }
-        let standing: i32 = wait_until_some("the worker stands before the catalog", || {
-            client
-                .query_opt(blocked, &[])
-                .unwrap()
-                .map(|row| row.get(0))
-                .filter(|pid| is_new == (*pid != worker))
+        // It stands there for half a second, so that it may be missed: then it is called again.
+        let mut looks = 0;
+        wait_until("the worker was cancelled where it stood before the catalog", || {
+            if looks % 100 == 0 {
+                let call = format!("ALTER DATABASE {} SET work_mem = '4MB'", database.name);
+                client.batch_execute(&call).unwrap();
+            }
+            looks += 1;
+            let standing = client.query_opt(blocked, &[]).unwrap().map(|row| row.get(0));
+            if let Some(standing) = standing.filter(|pid: &i32| is_new == (*pid != worker)) {
+                signal(&mut client, "pg_cancel_backend", standing);
+            }
+            let log = database.cluster.log();
+            let mut lines = log.get(logged..).unwrap_or_default().lines();
+            lines.any(|line| line.contains(told) && line.contains(&place))
         });
-        let logged = database.cluster.log().len();
-        signal(&mut client, "pg_cancel_backend", standing);
-        database.cluster.wait_for_log(logged, "failed: canceling statement due to user request");
         locker.batch_execute("ROLLBACK").unwrap();
         check(&mut client);
     }

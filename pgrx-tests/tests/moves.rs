@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+
 use common::*;
 use postgres::Client;
 use queue_tests::wait_points::advance_clock;
@@ -52,11 +54,15 @@ fn letter(msg_id: i64, error: Option<&str>, deliveries: i64) -> Value {
            "delivery_count": deliveries})
 }
 
+/// Returns when the table is empty, and asserts that the worker waits for no table meanwhile.
 #[track_caller]
-fn assert_worker_waits_for_no_lock(database: &Database) {
-    let sql = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = $1";
-    let row = session(database).query_one(sql, &[&worker_pid(database)]).unwrap();
-    assert_ne!(row.get::<_, Option<&str>>(0), Some("Lock"));
+fn wait_moved_past_locks(client: &mut Client, queue: &str) {
+    let waits = "SELECT FROM pg_stat_activity WHERE backend_type = 'pg_queue worker' \
+                 AND datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'relation'";
+    wait_until("it is moved", || {
+        assert!(client.query(waits, &[]).unwrap().is_empty(), "the worker waits for a table");
+        rows(client, queue) == 0
+    });
 }
 
 // ---- What cannot be moved keeps nobody ----------------------------------------------------------------------
@@ -68,12 +74,12 @@ fn exhausted_messages_that_another_transaction_is_at_do_not_keep_those_behind_th
     with_dead_letters(&mut client, 1);
     send_many(&mut client, "q", 151);
     locker.batch_execute("BEGIN; SELECT FROM queue.q WHERE message < '151' FOR UPDATE").unwrap();
-    assert_eq!(read_for(&mut client, "q", 151, "10 ms").len(), 151);
+    exhaust(&mut client, "q", 151);
     wait_until("the last one is moved", || numbers(&mut client, "queue.dead") == [151]);
     assert_eq!(rows(&mut client, "q"), 150);
     // Also one that comes later, and comes before some of those.
     client.batch_execute("INSERT INTO queue.q (msg_id, message) VALUES (-1, '200')").unwrap();
-    assert_eq!(read_for(&mut client, "q", 1, "10 ms").len(), 1);
+    exhaust(&mut client, "q", 1);
     wait_until("a new one is moved", || numbers(&mut client, "queue.dead") == [151, 200]);
     locker.batch_execute("COMMIT").unwrap();
     wait_until("all are moved", || rows(&mut client, "dead") == 152);
@@ -87,7 +93,7 @@ fn exhausted_messages_that_the_dead_letter_table_refuses_do_not_keep_those_behin
     with_dead_letters(&mut client, 1);
     client.batch_execute("ALTER TABLE queue.dead ADD CONSTRAINT large CHECK (message > '150')").unwrap();
     send_many(&mut client, "q", 152);
-    assert_eq!(read_for(&mut client, "q", 152, "10 ms").len(), 152);
+    exhaust(&mut client, "q", 152);
     wait_until("the last two are moved", || numbers(&mut client, "queue.dead") == [151, 152]);
     client.batch_execute("ALTER TABLE queue.dead DROP CONSTRAINT large").unwrap();
     wait_until("all are moved", || rows(&mut client, "dead") == 152);
@@ -107,7 +113,7 @@ fn exhausted_messages_that_a_trigger_keeps_do_not_keep_those_behind_them() {
         )
         .unwrap();
     send_many(&mut client, "q", 121);
-    assert_eq!(read_for(&mut client, "q", 121, "10 ms").len(), 121);
+    exhaust(&mut client, "q", 121);
     wait_until("the last one is moved", || numbers(&mut client, "queue.dead") == [121]);
     client.batch_execute("DROP TRIGGER keep ON queue.q").unwrap();
     wait_until("all are moved", || rows(&mut client, "dead") == 121);
@@ -121,13 +127,12 @@ fn lock_on_the_dead_letter_table_keeps_no_other_queue() {
     client.batch_execute("SELECT queue_create('kept', max_deliveries => 1)").unwrap();
     let msg_id = send(&mut client, "q", 7);
     locker.batch_execute("BEGIN; LOCK TABLE queue.dead").unwrap();
-    assert_eq!(read_for(&mut client, "q", 1, "10 ms").len(), 1);
+    exhaust(&mut client, "q", 1);
     wait_until("it is exhausted", || state(&mut client, "q", msg_id).as_deref() == Some("exhausted"));
     for number in 1..=3 {
         send(&mut client, "kept", number);
-        assert_eq!(read_for(&mut client, "kept", 1, "10 ms").len(), 1);
-        wait_until("the other queue's is moved", || rows(&mut client, "kept") == 0);
-        assert_worker_waits_for_no_lock(&database);
+        exhaust(&mut client, "kept", 1);
+        wait_moved_past_locks(&mut client, "kept");
     }
     locker.batch_execute("COMMIT").unwrap();
     assert_eq!(read_awaited(&mut client, "dead").message, 7);
@@ -141,12 +146,12 @@ fn lock_on_the_archive_keeps_no_other_queue() {
     client.batch_execute("SELECT queue_create('kept', max_deliveries => 1)").unwrap();
     let msg_id = send(&mut client, "kept", 7);
     locker.batch_execute("BEGIN; LOCK TABLE queue_archive.kept, queue_archive.q").unwrap();
-    assert_eq!(read_for(&mut client, "kept", 1, "10 ms").len(), 1);
+    exhaust(&mut client, "kept", 1);
     wait_until("it is exhausted", || state(&mut client, "kept", msg_id).as_deref() == Some("exhausted"));
     send(&mut client, "q", 1);
-    assert_eq!(read_for(&mut client, "q", 1, "10 ms").len(), 1);
+    exhaust(&mut client, "q", 1);
+    wait_moved_past_locks(&mut client, "q");
     assert_eq!(read_awaited(&mut client, "dead").message, 1, "whose own archive is not needed");
-    assert_worker_waits_for_no_lock(&database);
     locker.batch_execute("COMMIT").unwrap();
     wait_until("it is archived", || rows(&mut client, "kept") == 0);
 }
@@ -160,11 +165,14 @@ fn unique_index_of_the_dead_letter_table_keeps_the_worker_for_a_moment_only() {
     // Whether 1 may be inserted depends on how this ends.
     other.batch_execute("BEGIN; INSERT INTO queue.dead (message) VALUES ('1')").unwrap();
     send_many(&mut client, "q", 3);
-    assert_eq!(read_for(&mut client, "q", 3, "10 ms").len(), 3);
+    exhaust(&mut client, "q", 3);
     wait_until("the others are moved", || numbers(&mut client, "queue.dead") == [2, 3]);
     other.batch_execute("ROLLBACK").unwrap();
     wait_until("that one, too", || numbers(&mut client, "queue.dead") == [1, 2, 3]);
 }
+
+/// More than the worker comes to within two minutes.
+const SLOW: i64 = 250;
 
 /// Queue `slow`, on which a trigger takes half a second whenever `event` happens to a row, and `honest`.
 fn create_slow(client: &mut Client, event: &str) {
@@ -182,7 +190,7 @@ fn create_slow(client: &mut Client, event: &str) {
 fn wait_honest_moved(client: &mut Client, database: &Database) {
     database.wait_until_backend_waits(worker_pid(database), "Timeout", Some("PgSleep"));
     send(client, "honest", 1);
-    assert_eq!(read_for(client, "honest", 1, "1 ms").len(), 1);
+    exhaust(client, "honest", 1);
     wait_until("the other queue's message is moved", || rows(client, "honest") == 0);
 }
 
@@ -191,10 +199,10 @@ fn slow_trigger_keeps_no_other_queue_while_exhausted_messages_are_moved() {
     let database = database_with(&[]);
     let mut client = session(&database);
     create_slow(&mut client, "DELETE");
-    send_many(&mut client, "slow", 30);
-    assert_eq!(read_for(&mut client, "slow", 30, "1 ms").len(), 30);
+    send_many(&mut client, "slow", SLOW);
+    exhaust(&mut client, "slow", SLOW);
     wait_honest_moved(&mut client, &database);
-    assert!(rows(&mut client, "slow") > 15, "it did not wait for them");
+    assert!(rows(&mut client, "slow") > SLOW / 2, "it did not wait for them");
     client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
     wait_until("all are moved", || rows(&mut client, "slow") == 0);
 }
@@ -204,9 +212,10 @@ fn slow_trigger_keeps_no_other_queue_while_messages_expire() {
     let database = database_with(&[]);
     let mut client = session(&database);
     create_slow(&mut client, "DELETE");
-    client.batch_execute("SELECT queue_send('slow', '1', ttl => '1 ms') FROM generate_series(1, 30)").unwrap();
+    let sent = format!("SELECT queue_send('slow', '1', ttl => '1 ms') FROM generate_series(1, {SLOW})");
+    client.batch_execute(&sent).unwrap();
     wait_honest_moved(&mut client, &database);
-    assert!(rows(&mut client, "slow") > 15, "it did not wait for them");
+    assert!(rows(&mut client, "slow") > SLOW / 2, "it did not wait for them");
     client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
     wait_until("all are gone", || rows(&mut client, "slow") == 0);
 }
@@ -219,18 +228,18 @@ fn slow_trigger_keeps_no_other_queue_while_schedules_fire() {
     // All are due when the worker looks.
     set_worker(&database, false);
     wait_no_worker(&database);
-    client
-        .batch_execute("SELECT queue_schedule('slow', 's' || i, '1 s', '1') FROM generate_series(1, 30) i")
-        .unwrap();
+    let schedules =
+        format!("SELECT queue_schedule('slow', 's' || i, '1 s', '1') FROM generate_series(1, {SLOW}) i");
+    client.batch_execute(&schedules).unwrap();
     wait_until("all are due", || {
         let sql = "SELECT count(*) FROM queue_schedules() WHERE next_at < clock_timestamp()";
-        client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 30
+        client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == SLOW
     });
     set_worker(&database, true);
     wait_honest_moved(&mut client, &database);
-    assert!(rows(&mut client, "slow") < 15, "it did not wait for them");
+    assert!(rows(&mut client, "slow") < SLOW / 2, "it did not wait for them");
     client.batch_execute("DROP TRIGGER slow ON queue.slow").unwrap();
-    wait_until("all have fired", || rows(&mut client, "slow") >= 30);
+    wait_until("all have fired", || rows(&mut client, "slow") >= SLOW);
 }
 
 #[test]
@@ -246,7 +255,7 @@ fn moves_do_not_wait_for_a_transaction_at_another_message() {
     assert_eq!(retry(&mut client, "q", &failed, None), "dead_lettered");
     let rejected = client.query_one("SELECT queue_reject('q', 3)", &[]).unwrap();
     assert_eq!(rejected.get::<_, &str>(0), "dead_lettered");
-    assert_eq!(read_for(&mut client, "q", 1, "10 ms").len(), 1);
+    exhaust(&mut client, "q", 1);
     wait_until("the worker has moved the last", || numbers(&mut client, "queue.dead") == [2, 3, 4]);
     consumer.batch_execute("ROLLBACK").unwrap();
     wait_until("that read was the last delivery", || numbers(&mut client, "queue.dead") == [1, 2, 3, 4]);
@@ -309,7 +318,7 @@ fn second_read_in_a_row_that_rolled_back_waits_for_the_backoff() {
     let database = database_on(&cluster, &[]);
     let mut client = session(&database);
     with_dead_letters(&mut client, 9);
-    client.batch_execute("SELECT queue_alter('q', retry_delay => '1 minute')").unwrap();
+    client.batch_execute("SELECT queue_alter('q', retry_delay => '10 minutes')").unwrap();
     let msg_id = send(&mut client, "q", 1);
     for count in 1..=2 {
         client.batch_execute("BEGIN").unwrap();
@@ -317,17 +326,17 @@ fn second_read_in_a_row_that_rolled_back_waits_for_the_backoff() {
         client.batch_execute("ROLLBACK").unwrap();
     }
     assert_eq!(state(&mut client, "q", msg_id).as_deref(), Some("delayed"));
-    advance_clock(&mut client, "50 s");
+    advance_clock(&mut client, "9 min");
     assert!(read(&mut client, "q", 1).is_empty());
-    advance_clock(&mut client, "10 s");
+    advance_clock(&mut client, "1 min");
     client.batch_execute("BEGIN").unwrap();
     let third = read_awaited(&mut client, "q");
     assert_eq!((third.msg_id, third.count), (msg_id, 3));
     client.batch_execute("ROLLBACK").unwrap();
     // The third time twice as long.
-    advance_clock(&mut client, "110 s");
+    advance_clock(&mut client, "19 min");
     assert!(read(&mut client, "q", 1).is_empty());
-    advance_clock(&mut client, "10 s");
+    advance_clock(&mut client, "1 min");
     assert_eq!(read_awaited(&mut client, "q").count, 4);
 }
 
@@ -432,9 +441,18 @@ fn redrive_beside_consumers_of_the_dead_letter_queue_doubles_and_loses_nothing()
     let mut client = session(&database);
     with_dead_letters(&mut client, 9);
     bury(&mut client, COUNT);
-    let consume = |client: &mut Client| {
+    // Once one side has done a quarter, it waits until the other has begun.
+    const SHARE: i64 = COUNT / 4;
+    static CONSUMED: AtomicI64 = AtomicI64::new(0);
+    static MOVED: AtomicI64 = AtomicI64::new(0);
+    let let_begin = |mine: &AtomicI64, others: &AtomicI64| {
+        let is_met = || mine.load(SeqCst) < SHARE || others.load(SeqCst) > 0;
+        wait_until("the others are at it", is_met);
+    };
+    let consume = move |client: &mut Client| {
         let mut done = Vec::new();
         for round in 0.. {
+            let_begin(&CONSUMED, &MOVED);
             client.batch_execute("BEGIN").unwrap();
             let got = read(client, "dead", 3);
             for one in &got {
@@ -445,6 +463,7 @@ fn redrive_beside_consumers_of_the_dead_letter_queue_doubles_and_loses_nothing()
             client.batch_execute(if fails { "ROLLBACK" } else { "COMMIT" }).unwrap();
             if !fails {
                 done.extend(got.iter().map(|one| one.message.as_i64().unwrap()));
+                CONSUMED.fetch_add(got.len() as i64, SeqCst);
             }
             if got.is_empty() && rows(client, "dead") == 0 {
                 break;
@@ -452,14 +471,18 @@ fn redrive_beside_consumers_of_the_dead_letter_queue_doubles_and_loses_nothing()
         }
         done
     };
-    let drive = |client: &mut Client| {
+    let drive = move |client: &mut Client| {
         let mut moved = 0;
         for round in 0.. {
+            let_begin(&MOVED, &CONSUMED);
             client.batch_execute("BEGIN").unwrap();
             let more = redrive(client, Some(7));
             let fails = round % 3 == 2;
             client.batch_execute(if fails { "ROLLBACK" } else { "COMMIT" }).unwrap();
-            moved += if fails { 0 } else { more };
+            if !fails {
+                moved += more;
+                MOVED.fetch_add(more, SeqCst);
+            }
             if more == 0 && rows(client, "dead") == 0 {
                 break;
             }

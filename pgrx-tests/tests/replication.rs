@@ -66,7 +66,8 @@ fn replicated_messages_are_dispatched_where_they_arrive() {
     let old = send_many(&mut client, "q", 50);
     client.batch_execute("CREATE PUBLICATION p FOR TABLE queue.q").unwrap();
     // A reader who waits hears of the copy, and of each row that comes by replication.
-    let reading = reader_asleep(&to, "q");
+    let reading = session(&to).run_with(|client| try_read(client, "q", 1, None, "60 s")).unwrap();
+    to.wait_until_backend_waits(reading.pid(), "Extension", None);
     subscribe(&to, &from, "p");
     let (_, first) = joined(reading);
     let rest = read(&mut reader, "q", 100);
@@ -100,6 +101,7 @@ fn replicated_messages_are_dispatched_where_they_arrive() {
     assert_replicated(&mut client, &mut reader);
     client.batch_execute("TRUNCATE queue.q").unwrap();
     let witness = send(&mut client, "q", 0);
+    wait_applied(&from); // until then what was leased over here may be delivered once more
     assert_eq!(read_awaited(&mut reader, "q").msg_id, witness, "nothing else is left");
     assert_eq!(rows(&mut reader, "q"), 1);
     unsubscribe(&to);

@@ -259,7 +259,9 @@ fn update_of_a_database_in_use_keeps_all_that_is_in_it() {
     furnish(&database);
     create(&mut client, &["q"]);
     let held = read_for(&mut client, "many", 2, "1 h");
-    let reading = reader_asleep(&database, "q");
+    // He waits for longer than the update and two inventories take.
+    let reading = session(&database).run_with(|client| try_read(client, "q", 1, None, "60 s")).unwrap();
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
     let version = |client: &mut Client| -> String {
         let sql = "SELECT extversion FROM pg_extension WHERE extname = 'pg_queue'";
         client.query_one(sql, &[]).unwrap().get(0)

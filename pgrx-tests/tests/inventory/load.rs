@@ -118,7 +118,7 @@ pub fn check(client: &mut Client) -> i64 {
     wait_until("what was sent is done", || {
         client
             .batch_execute(
-                "WITH got AS MATERIALIZED (SELECT * FROM queue_read('load', 1000)),
+                "WITH got AS MATERIALIZED (SELECT * FROM queue_read('load', 1000, '1 min')),
                       done AS MATERIALIZED (
                           SELECT msg_id, queue_delete('load', msg_id, lease_id, strict => true) FROM got)
                  INSERT INTO load_done SELECT msg_id FROM done",

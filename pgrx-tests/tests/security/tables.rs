@@ -142,7 +142,7 @@ fn row_level_security_of_the_target_refuses_the_worker_and_nothing_is_lost() {
              SELECT queue_send_batch('q', '{{1,2}}'); RESET ROLE"
         ))
         .unwrap();
-    assert_eq!(read_for(&mut client, "q", 2, "1 ms").len(), 2);
+    exhaust(&mut client, "q", 2);
     wait_until("what may go has gone", || rows(&mut client, "dead") == 1);
     assert_eq!(text(&mut client, "SELECT string_agg(message::text, ' ') FROM queue.dead"), "2");
     wait_until("it is left where it was", || state(&mut client, "q", 1).as_deref() == Some("exhausted"));
