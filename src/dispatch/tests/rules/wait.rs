@@ -146,6 +146,22 @@ fn worker_that_ends_gives_its_place_back_unless_somebody_listens() {
 }
 
 #[test]
+fn worker_that_ends_before_it_looked_why_it_was_called_leaves_marks() {
+    for has_looked in [true, false] {
+        let mut d = Desk::new(32, 2, 16);
+        assert!(d.arena().worker_set(DATABASE, WORKER));
+        d.arena().worker_round(DATABASE);
+        d.memory.arena().worker_wake(DATABASE, &mut d.fx); // a prepared transaction was committed
+        if has_looked {
+            d.arena().worker_round(DATABASE);
+        }
+        d.memory.arena().worker_end(DATABASE, &mut d.fx);
+        let queue = d.queue;
+        assert_eq!(d.arena().load_needed(queue), !has_looked);
+    }
+}
+
+#[test]
 fn worker_that_ends_leaves_what_it_was_told_to_the_next() {
     let mut d = Desk::new(32, 2, 16);
     assert!(d.arena().worker_set(DATABASE, WORKER));
