@@ -49,6 +49,8 @@ pub struct Message {
     pub count: u32,
     /// Those that its row tells of.
     pub row_count: u32,
+    /// Reads by the transaction that sent it that were undone: they count.
+    pub undone: u32,
     /// After so many commits its row was there, and was as it is. `None`: who knows, the worker has put it there.
     pub born_at: Option<u64>,
     pub changed_at: u64,
@@ -205,6 +207,7 @@ impl Message {
             draft: None,
             count: 0,
             row_count: 0,
+            undone: 0,
             born_at: Some(0),
             changed_at: 0,
             back: (0, 0),
@@ -649,7 +652,12 @@ impl Model {
                 }
                 Entry::OwnWas(key, mut was) => {
                     let Some(is) = self.messages.get(&key) else { continue };
-                    was.count = was.count.max(is.count); // it counts, and it stays longer
+                    let id = |lease: Option<Lease>| lease.map(|lease| lease.id);
+                    let was_read = is.lease.is_some() && id(is.lease) != id(was.lease);
+                    let undone = is.undone + u32::from(was_read);
+                    was.count += undone.saturating_sub(was.undone);
+                    was.undone = undone;
+                    // What was lengthened stays longer.
                     if let (Some(lease), Some(held)) = (&mut was.lease, is.lease) {
                         if lease.id == held.id {
                             lease.until = lease.until.max(held.until);

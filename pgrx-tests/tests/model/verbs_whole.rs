@@ -118,7 +118,8 @@ impl World {
     /// the open one, which is undone.
     pub fn truncate(&mut self, s: usize, rng: &mut Rng) -> Checked {
         let queue = rng.below(QUEUES.len());
-        let is_alone = (0..self.model.sessions.len()).all(|other| other == s || !self.model.sessions[other].is_open);
+        let is_alone =
+            (0..self.model.sessions.len()).all(|other| other == s || !self.model.sessions[other].is_open);
         if !is_alone || self.has_limbo(queue) || queue == DEAD && self.has_limbo(0) {
             return Ok(()); // it would wait; or the worker's moves would race it
         }

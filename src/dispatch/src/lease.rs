@@ -284,8 +284,7 @@ impl Arena<'_> {
             self.sweep_wanted(q, fx);
             return;
         }
-        let (is_moved, is_shortened) =
-            (record.deadline_us != row.until_us, record.deadline_us < row.until_us);
+        let (is_moved, is_shortened) = (record.deadline_us != row.until_us, record.deadline_us < row.until_us);
         record.set_written(match () {
             () if record.count != row.count => Written::Earlier,
             () if is_moved => Written::Count.min(written),
