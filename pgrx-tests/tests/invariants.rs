@@ -13,12 +13,6 @@ use common::*;
 use queue_tests::wait_points::advance_clock;
 use queue_tests::{wait_until, Cluster, ClusterOptions, Session};
 
-/// Makes an attempt within a lease; with a longer one again where it says that it did not get there in time.
-fn in_time(mut attempt: impl FnMut(&str) -> Option<()>) {
-    let was_in_time = ["100 ms", "1 s", "10 s"].into_iter().any(|lease| attempt(lease).is_some());
-    assert!(was_in_time, "no lease was long enough");
-}
-
 /// How many messages one call of queue_pop gave.
 fn pop(client: &mut Session, queue: &str, quantity: i64) -> i64 {
     client.query_one("SELECT count(*) FROM queue_pop($1, $2)", &[&queue, &quantity]).unwrap().get(0)

@@ -19,13 +19,6 @@ fn cancel(client: &mut Session, pid: i32) {
     client.execute("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
 }
 
-/// Makes an attempt with a lease, or a delay, of that length; with a longer one again where it says that it did not get
-/// there in time.
-fn in_time(mut attempt: impl FnMut(&str) -> Option<()>) {
-    let was_in_time = ["100 ms", "1 s", "10 s"].into_iter().any(|length| attempt(length).is_some());
-    assert!(was_in_time, "no time was long enough");
-}
-
 /// What an attempt that was too late leaves behind goes.
 fn undo_attempt(client: &mut Session) -> Option<()> {
     client.batch_execute("ROLLBACK; SELECT queue_purge('q')").unwrap();

@@ -9,22 +9,10 @@ use common::*;
 use postgres::types::FromSql;
 use postgres::Client;
 use queue_tests::wait_points::advance_clock;
-use queue_tests::{wait_until, wait_until_some, Cluster, ClusterOptions, Database, Session, StopMode};
+use queue_tests::{wait_until, wait_until_some, Cluster, ClusterOptions, Database, StopMode};
 
 fn value<T: for<'a> FromSql<'a>>(client: &mut Client, sql: &str) -> T {
     client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
-}
-
-/// A read of one message that waits for longer than the harness does: one that nobody wakes fails its test.
-fn start_long_read(session: Session, queue: &'static str) -> Reading {
-    session.run_with(move |client| try_read(client, queue, 1, None, "60 s")).unwrap()
-}
-
-/// Starts such a read, and returns when it sleeps.
-fn reader_asleep_for_long(database: &Database, queue: &'static str) -> Reading {
-    let reading = start_long_read(session(database), queue);
-    database.wait_until_backend_waits(reading.pid(), "Extension", None);
-    reading
 }
 
 // ---- Settings -------------------------------------------------------------------------------------------------

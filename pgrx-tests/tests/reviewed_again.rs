@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use postgres::types::FromSql;
 use postgres::Client;
-use queue_tests::{wait_points, wait_until, Cluster, ClusterOptions, Database, StopMode};
+use queue_tests::{wait_points, wait_until, Cluster, ClusterOptions, StopMode};
 
 fn value<T: for<'a> FromSql<'a>>(client: &mut Client, sql: &str) -> T {
     client.query_one(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
@@ -18,15 +18,6 @@ fn value<T: for<'a> FromSql<'a>>(client: &mut Client, sql: &str) -> T {
 
 fn text(client: &mut Client, sql: &str) -> String {
     value::<Option<String>>(client, sql).unwrap_or_default()
-}
-
-/// Starts a read that waits for longer than the harness does, and returns when it sleeps: one that nobody wakes fails its
-/// test.
-fn reader_asleep_for_long(database: &Database, queue: &str) -> Reading {
-    let queue = queue.to_owned();
-    let reading = session(database).run_with(move |client| try_read(client, &queue, 1, None, "60 s")).unwrap();
-    database.wait_until_backend_waits(reading.pid(), "Extension", None);
-    reading
 }
 
 // ---- A table that this transaction has made anew --------------------------------------------------------------

@@ -316,6 +316,27 @@ pub fn start_read(session: Session, queue: &str) -> Reading {
     session.run_with(move |client| try_read(client, &queue, 1, None, LONG)).unwrap()
 }
 
+/// A read of one message that waits for longer than the harness does: one that nobody wakes fails its test.
+pub fn start_long_read(session: Session, queue: &str) -> Reading {
+    let queue = queue.to_owned();
+    session.run_with(move |client| try_read(client, &queue, 1, None, "60 s")).unwrap()
+}
+
+/// Starts such a read, and returns when it sleeps.
+pub fn reader_asleep_for_long(database: &Database, queue: &str) -> Reading {
+    let reading = start_long_read(session(database), queue);
+    database.wait_until_backend_waits(reading.pid(), "Extension", None);
+    reading
+}
+
+/// Makes an attempt with a lease, or a delay, of that length; with a longer one again where it says that it did not get
+/// there in time.
+#[track_caller]
+pub fn in_time(mut attempt: impl FnMut(&str) -> Option<()>) {
+    let was_in_time = ["100 ms", "1 s", "10 s"].into_iter().any(|length| attempt(length).is_some());
+    assert!(was_in_time, "no time was long enough");
+}
+
 /// What that read got, and the session.
 #[track_caller]
 pub fn joined(reading: Reading) -> (Session, Vec<Delivery>) {
